@@ -1,0 +1,26 @@
+# Both targets make the environment by themselves: a .venv here, with what pyproject.toml asks for.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## pretrain SimSiam on scikit-learn's digits and evaluate it
+	$(BIN)/selfdistill pretrain simsiam data=digits
+	@run=$$(ls -td runs/simsiam-digits-* | head -n 1) && $(BIN)/selfdistill evaluate $$run --protocol knn && echo "run folder: $$run"
+
+test: .venv/installed  ## all tests, no network
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## style, types, and imports that go one way
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
