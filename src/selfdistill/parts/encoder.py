@@ -1,0 +1,133 @@
+"""Backbones: any timm model, ResNets for small images, a small ResNet for CPUs, any module from Python."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+
+from selfdistill.errors import Misuse
+from selfdistill.spec import Spec
+
+Stem = Literal["7x7", "3x3", "3x3/2"]
+
+
+class Encoder(Spec):
+    """Images [B, channels, H, W] to features [B, F]."""
+
+    name: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101, resnet-small, or timm:NAME for any model of timm; a bare name sets this"""
+    channels: int = Field(3, ge=1)
+    """channels of the input images"""
+    stem: Stem = "7x7"
+    """ResNets: ImageNet's 7x7 stride 2 with max-pooling; 3x3 as for CIFAR; 3x3 with stride 2 for CPUs"""
+    zero_init_residual: bool = True
+    """ResNets: the last BatchNorm of each block starts at 0 (Goyal et al. 2017; SimSiam App. A)"""
+    options: dict[str, Any] = {}
+    """further keywords of the timm model, e.g. patch_size or drop_path_rate; widths for resnet-small"""
+
+    def build(self, size: int) -> "Backbone":
+        """The module, randomly initialised. Raises `Misuse` for a name or an option that is unknown, or a size that does not fit."""
+        net = _network(self, size)
+        try:
+            return Backbone(net, self.channels, size)
+        except (AssertionError, RuntimeError) as e:
+            raise Misuse(f"encoder={self.name} does not take {size} x {size} images (views.size={size}): {e}") from e
+
+
+class Backbone(nn.Module):
+    """A network with a known feature width: pools feature maps [B, F, h, w] and token sequences [B, n, F] to [B, F]."""
+
+    def __init__(self, net: nn.Module, channels: int, size: int):
+        super().__init__()
+        self.net: nn.Module = net
+        was = net.training
+        with torch.no_grad():
+            param = next(net.parameters(), torch.empty(0))
+            self.dim = self.eval()(torch.zeros(1, channels, size, size, device=param.device, dtype=param.dtype)).shape[1]
+        self.train(was)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        if h.ndim == 4:
+            h = h.mean((2, 3))
+        elif h.ndim == 3:
+            h = h.mean(1)
+        return h  # [B, F]
+
+
+class SmallResNet(nn.Module):
+    """One basic block per width, each after the first at half the resolution. At the default widths 1.2 M parameters, some 20
+    times cheaper than ResNet-18."""
+
+    def __init__(self, channels: int, widths: Sequence[int] = (32, 64, 128, 256), zero_init_residual: bool = True):
+        super().__init__()
+        i = widths[0]
+        self.conv1 = nn.Conv2d(channels, i, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(i)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.Identity()
+        self.blocks = nn.Sequential()
+        for n, o in enumerate(widths):
+            shortcut = nn.Sequential(nn.Conv2d(i, o, 1, 2, bias=False), nn.BatchNorm2d(o)) if n else None
+            self.blocks.append(BasicBlock(i, o, 2 if n else 1, shortcut))
+            i = o
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock) and zero_init_residual:
+                module.zero_init_last()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.maxpool(self.act1(self.bn1(self.conv1(x))))).mean((2, 3))  # [B, F], F the last width
+
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+
+
+def _network(spec: Encoder, size: int) -> nn.Module:
+    if spec.name.startswith("timm:"):
+        return _timm(spec.name.removeprefix("timm:"), spec, size, spec.options)
+    if spec.name in RESNETS:
+        return _restem(_timm(spec.name, spec, size, {"zero_init_last": spec.zero_init_residual, **spec.options}), spec)
+    if spec.name == "resnet-small":
+        try:
+            return _restem(SmallResNet(spec.channels, zero_init_residual=spec.zero_init_residual, **spec.options), spec)
+        except TypeError as e:
+            raise Misuse(f"encoder.options={spec.options} does not fit resnet-small, which takes widths, a list: {e}") from e
+    if spec.name.startswith("python:"):
+        raise Misuse(f"encoder={spec.name}: this run was made with a module of your own: pass it from Python, encoder=module")
+    near = get_close_matches(spec.name, [*RESNETS, "resnet-small", *(f"timm:{m}" for m in timm.list_models())], 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise Misuse(f"encoder={spec.name}: no such encoder. Allowed: {', '.join(RESNETS)}, resnet-small, timm:NAME.{hint}")
+
+
+def _restem(net: Any, spec: Encoder) -> nn.Module:
+    """The stem in place: a small image must not lose 4 x in resolution before the first block."""
+    if spec.stem != "7x7":
+        net.conv1 = nn.Conv2d(spec.channels, net.conv1.out_channels, 3, 2 if spec.stem == "3x3/2" else 1, 1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    return net
+
+
+def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), 1)
+        hint = f" Did you mean timm:{near[0]}?" if near else ""
+        raise Misuse(f"encoder=timm:{name}: timm {timm.__version__} has no model of that name; timm.list_models() lists all.{hint}")
+    # A ViT is made for any size, a Swin for this one, a convnet needs neither keyword: the first that the model accepts.
+    problem: Exception = ValueError()
+    accepted: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
+    for sized in accepted:
+        try:
+            return timm.create_model(name, num_classes=0, in_chans=spec.channels, **sized, **options)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as e:
+            problem = e
+    raise Misuse(
+        f"encoder=timm:{name} cannot be built for {size} x {size} images (views.size={size}) with encoder.options={options}: {problem}"
+    )

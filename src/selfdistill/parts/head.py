@@ -1,0 +1,68 @@
+"""Projector and predictor: MLPs whose BatchNorm placement is data (SimSiam Table 3, BYOL App. F.1)."""
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from selfdistill.spec import Spec
+
+Width = Annotated[int, Field(ge=1)]
+Norm = Literal["none", "hidden", "all"]
+
+
+def mlp(widths: list[int], bn: Norm, affine: bool, bias: bool) -> nn.Sequential:
+    """Linear-BN-ReLU blocks, then a Linear (and a BN where `bn` is "all").
+
+    A Linear in front of a BN has no bias: the BN's own shift makes it redundant. `affine` is that of the last BN
+    and `bias` that of the last Linear where no BN follows it.
+    """
+    layers: list[nn.Module] = []
+    for i, o in pairwise(widths[:-1]):
+        hidden_bn = bn != "none"
+        layers += [nn.Linear(i, o, bias=not hidden_bn), *([nn.BatchNorm1d(o)] if hidden_bn else []), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=bias and bn != "all"))
+    if bn == "all":
+        layers.append(nn.BatchNorm1d(widths[-1], affine=affine))
+    return nn.Sequential(*layers)
+
+
+class Projector(Spec):
+    """g: features [B, F] to projections [B, out]."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[Width, ...] = (2048, 2048)
+    """widths of the hidden layers; [] makes it linear"""
+    out: Width = 2048
+    """d, the dimension in which student and teacher are compared"""
+    bn: Norm = "all"
+    """where BatchNorm stands: none, after the hidden layers, or after the output as well"""
+    affine: bool = False
+    """whether the output's BatchNorm learns scale and shift (SimSiam Table 3: 68.2 without, 68.1 with)"""
+    bias: bool = True
+    """bias of an output that no BatchNorm follows"""
+
+    def build(self, features: int) -> nn.Module:
+        return mlp([features, *self.hidden, self.out], self.bn, self.affine, self.bias)
+
+
+class Predictor(Spec):
+    """h: projections [B, d] to predictions [B, d], on the student's side only."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[Width, ...] = (512,)
+    """widths of the hidden layers; SimSiam advises a bottleneck of d/4 (App. B)"""
+    bn: Norm = "hidden"
+    """where BatchNorm stands: none, after the hidden layers, or after the output as well"""
+    bias: bool = True
+    """bias of the output"""
+    trainable: bool = True
+    """false: fixed at its random initialisation (SimSiam Table 1b)"""
+    lr_scale: float = Field(1.0, ge=0)
+    """its learning rate over the encoder's (BYOL Table 21: 10 makes up for a missing target network)"""
+    lr_decay: bool = True
+    """false: its learning rate stays at base (SimSiam Table 1c, and from Sec. 4.3 on)"""
+
+    def build(self, dim: int) -> nn.Module:
+        return mlp([dim, *self.hidden, dim], self.bn, affine=True, bias=self.bias).requires_grad_(self.trainable)

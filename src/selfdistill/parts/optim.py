@@ -1,0 +1,54 @@
+"""Optimisers: PyTorch's own, and LARS from timm."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from timm.optim.lars import Lars
+
+from selfdistill.spec import Spec
+
+Groups = list[dict[str, Any]]
+Unit = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SGD(Spec):
+    kind: Literal["sgd"] = "sgd"
+    momentum: Unit = 0.9
+    nesterov: bool = False
+
+    def build(self, groups: Groups) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
+
+
+class LARS(Spec):
+    """You et al. 2017. Parameters without weight decay are not adapted either, as in BYOL and SimCLR."""
+
+    kind: Literal["lars"] = "lars"
+    momentum: Unit = 0.9
+    trust: float = Field(1e-3, gt=0)
+    """eta, the trust coefficient"""
+
+    def build(self, groups: Groups) -> torch.optim.Optimizer:
+        return Lars(groups, lr=0.0, momentum=self.momentum, trust_coeff=self.trust, foreach=True)
+
+
+class AdamW(Spec):
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[Unit, Unit] = (0.9, 0.999)
+
+    def build(self, groups: Groups) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, foreach=True)
+
+
+Optimizer = Annotated[SGD | LARS | AdamW, Field(discriminator="kind")]
+
+
+class Clip(Spec):
+    """Gradient clipping by norm."""
+
+    norm: float = Field(3.0, gt=0)
+    per: Literal["model", "tensor"] = "model"
+    """one norm over all parameters, or one for each tensor (DINO's code)"""

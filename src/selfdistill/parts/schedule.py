@@ -1,0 +1,79 @@
+"""One type for everything that changes over a run: learning rate, weight decay, momentum, temperature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from selfdistill.spec import Spec
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `step` optimiser steps done, of `epochs * steps_per_epoch`."""
+
+    step: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def at_epoch_end(self) -> bool:
+        return self.step % self.steps_per_epoch == 0
+
+
+class Schedule(Spec):
+    """`base` moves to `end` over the run, after a linear warm-up, and may hand over to a second schedule.
+
+    constant              Schedule(base=0.1)
+    cosine                Schedule(base=0.05, end=0)       v = end + (base - end) (1 + cos(pi f)) / 2
+    BYOL's tau, eq. 3     Schedule(base=0.996, end=1)      the same formula: 1 - (1 - base)(cos(pi k/K) + 1)/2
+    warm-up, then cosine  Schedule(base=0.2, end=0, warmup=10)
+    composition           Schedule(base=0.99, until=5, then=Schedule(base=0.999))
+    """
+
+    base: float
+    """the value at the start (after the warm-up); a bare number on the command line sets this"""
+    end: float | None = None
+    """the value at the end; none: stays at base"""
+    shape: Literal["cosine", "linear"] = "cosine"
+    """how base moves to end"""
+    warmup: float = Field(0.0, ge=0)
+    """epochs of linear warm-up"""
+    warmup_from: float = 0.0
+    """the value at step 0 where there is a warm-up"""
+    per_epoch: bool = False
+    """move once an epoch (SimSiam's code) instead of every step"""
+    until: float | None = Field(None, gt=0)
+    """epochs after which `then` takes over"""
+    then: Schedule | None = None
+    """the schedule of the rest of the run"""
+
+    @model_validator(mode="after")
+    def _composed(self) -> Schedule:
+        if (self.until is None) != (self.then is None):
+            raise ValueError("'until' and 'then' go together: the epoch at which the second schedule takes over, and that schedule")
+        return self
+
+    def at(self, progress: Progress) -> float:
+        """The value for the step that follows `progress.step` finished ones."""
+        return self._value(float(int(progress.epoch)) if self.per_epoch else progress.epoch, float(progress.epochs))
+
+    def _value(self, epoch: float, epochs: float) -> float:
+        if self.then is not None and self.until is not None:
+            if epoch >= self.until:
+                return self.then._value(epoch - self.until, epochs - self.until)
+            epochs = self.until
+        if epoch < self.warmup:
+            return self.warmup_from + (self.base - self.warmup_from) * epoch / self.warmup
+        if self.end is None:
+            return self.base
+        f = min(1.0, (epoch - self.warmup) / max(epochs - self.warmup, 1e-12))
+        remaining = (1 + math.cos(math.pi * f)) / 2 if self.shape == "cosine" else 1 - f
+        return self.end + (self.base - self.end) * remaining

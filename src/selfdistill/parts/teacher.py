@@ -1,0 +1,144 @@
+"""The four teachers: what the student is asked to predict, and how that moves.
+
+A teacher is called as `teacher(crops, index, z)`: the G global views [G, B, C, S, S], the images' places in the data set [B]
+and the student's projections [V, B, D]. It answers with targets [G, B, D], and moves once per optimiser step, in `update`.
+Copies run in train mode, as in BYOL's and DINO's code: their BatchNorm normalises by the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from selfdistill.parts.collective import gather
+from selfdistill.parts.schedule import Progress, Schedule
+from selfdistill.spec import Spec
+
+
+class Shared(Spec):
+    """The student itself (SimSiam, SimCLR, SwAV): no second pass."""
+
+    kind: Literal["shared"] = "shared"
+    own_weights: ClassVar[bool] = False
+
+    def build(self, student: nn.Module, dim: int, images: int) -> nn.Module:
+        return SharedTeacher()
+
+
+class EMA(Spec):
+    """xi <- tau xi + (1 - tau) theta after every step (BYOL eq. 1, Mean Teacher, DINO, MoCo)."""
+
+    kind: Literal["ema"] = "ema"
+    tau: Schedule = Schedule(base=0.996, end=1.0)
+    """the decay rate; 0 copies the student, 1 never moves (BYOL Table 5a)"""
+    own_weights: ClassVar[bool] = True
+
+    def build(self, student: nn.Module, dim: int, images: int) -> nn.Module:
+        return EMATeacher(student, self)
+
+
+class Snapshot(Spec):
+    """The student as it was: copied every k steps (the k-step alternation of SimSiam Sec. 5.2) or every epoch (DINO Fig. 6)."""
+
+    kind: Literal["snapshot"] = "snapshot"
+    every: Annotated[int, Field(ge=1)] | Literal["epoch"] = 1
+    """steps between copies, or epoch"""
+    own_weights: ClassVar[bool] = True
+
+    def build(self, student: nn.Module, dim: int, images: int) -> nn.Module:
+        return SnapshotTeacher(student, self)
+
+
+class Expectation(Spec):
+    """A memory eta_x per image: the expectation over augmentation, without a predictor (SimSiam Sec. 5.2)."""
+
+    kind: Literal["expectation"] = "expectation"
+    momentum: float = Field(0.8, ge=0, le=1)
+    """m in eta_x <- m eta_x + (1 - m) z(T'(x))"""
+    own_weights: ClassVar[bool] = False
+
+    def build(self, student: nn.Module, dim: int, images: int) -> nn.Module:
+        return ExpectationTeacher(self, images, dim)
+
+
+Teacher = Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="kind")]
+
+
+class SharedTeacher(nn.Module):
+    def forward(self, crops: Tensor, index: Tensor, z: Tensor) -> Tensor:
+        return z[: len(crops)]  # [G, B, D]
+
+    def update(self, student: nn.Module, progress: Progress) -> None:
+        pass
+
+
+class _Copy(nn.Module):
+    """A student of its own weights that no gradient reaches."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.net = copy.deepcopy(student).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, crops: Tensor, index: Tensor, z: Tensor) -> Tensor:
+        return self.net((crops,))  # [G, B, D]
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, tau: float) -> None:
+        """Parameters move by lerp, integer buffers are copied; float buffers (BatchNorm statistics) are the teacher's own."""
+        torch._foreach_lerp_(list(self.net.parameters()), list(student.parameters()), 1 - tau)
+        for mine, theirs in zip(self.net.buffers(), student.buffers(), strict=True):
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+
+class EMATeacher(_Copy):
+    def __init__(self, student: nn.Module, spec: EMA):
+        super().__init__(student)
+        self.tau = spec.tau
+
+    def update(self, student: nn.Module, progress: Progress) -> None:
+        self.follow(student, self.tau.at(progress))
+
+
+class SnapshotTeacher(_Copy):
+    def __init__(self, student: nn.Module, spec: Snapshot):
+        super().__init__(student)
+        self.every = spec.every
+
+    def update(self, student: nn.Module, progress: Progress) -> None:
+        """`progress` counts the step just made."""
+        if progress.at_epoch_end if self.every == "epoch" else progress.step % self.every == 0:
+            self.follow(student, tau=0.0)
+
+
+class ExpectationTeacher(nn.Module):
+    """eta [N, D] of l2-normalised projections, 4 N D bytes; an image not seen yet has eta_x = z."""
+
+    eta: Tensor
+    seen: Tensor
+
+    def __init__(self, spec: Expectation, images: int, dim: int):
+        super().__init__()
+        self.m = spec.momentum
+        self.register_buffer("eta", torch.zeros(images, dim))
+        self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
+        self._new: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, crops: Tensor, index: Tensor, z: Tensor) -> Tensor:
+        z = F.normalize(z[: len(crops)].to(self.eta.dtype), dim=-1)
+        m = self.m * self.seen[index].to(z.dtype)[:, None]  # [B, 1]
+        t = m * self.eta[index] + (1 - m) * z  # [G, B, D]
+        self._new.append((gather(index), gather(t.mean(0))))
+        return t
+
+    def update(self, student: nn.Module, progress: Progress) -> None:
+        for index, eta in self._new:
+            self.eta[index] = eta
+            self.seen[index] = True
+        self._new.clear()

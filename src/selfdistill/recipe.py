@@ -1,0 +1,254 @@
+"""A method as data: the slots of the family's one algorithm, and the settings of a run. Frozen, validated, YAML in and out."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from selfdistill.errors import Misuse
+from selfdistill.parts.encoder import Encoder
+from selfdistill.parts.head import Predictor, Projector
+from selfdistill.parts.loss import Term, global_views
+from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
+from selfdistill.parts.schedule import Schedule
+from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
+from selfdistill.spec import Spec
+from selfdistill.views.spec import TwoCrops
+
+
+class Recipe(Spec):
+    """Everything that decides what a run computes. Raises `pydantic.ValidationError` where two fields contradict."""
+
+    method: str
+    """the name under which `selfdistill methods` lists it"""
+
+    # The slots of the algorithm (siamese.py).
+    views: TwoCrops = TwoCrops()
+    """what each image is turned into"""
+    encoder: Encoder = Encoder()
+    """f, the backbone that is kept at the end"""
+    projector: Projector | None = Projector()
+    """g, on both sides; none: the loss works on the features"""
+    predictor: Predictor | None = None
+    """h, on the student's side only"""
+    teacher: Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="kind")] = Shared()
+    """what the student is asked to predict"""
+    stop_gradient: bool = True
+    """no gradient into the targets"""
+    terms: dict[str, Term] = {"views": Term()}
+    """the loss, a sum of terms"""
+    bn_joint: bool = False
+    """BatchNorm sees all views of one size together (DINO) or each view alone (SimSiam, BYOL)"""
+    keep: Literal["student", "teacher"] = "student"
+    """whose encoder is evaluated and saved"""
+
+    # Optimisation.
+    optimizer: Annotated[SGD | LARS | AdamW, Field(discriminator="kind")] = SGD()
+    lr: Schedule = Schedule(base=0.05, end=0.0)
+    """learning rate for a batch of 256"""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """how lr grows with batch_size / 256"""
+    weight_decay: Schedule = Schedule(base=1e-4)
+    decay_norm_and_bias: bool = True
+    """whether weight decay reaches biases and BatchNorm's parameters"""
+    clip: Clip | None = None
+    """gradient clipping"""
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(512, ge=2)
+    """images per optimiser step, over all devices and micro-batches"""
+    accumulate: int = Field(1, ge=1)
+    """micro-batches per optimiser step"""
+
+    # The run.
+    data: str = "digits"
+    """a built-in set's name or a folder of images"""
+    preset: str = "auto"
+    """what the data needs instead of ImageNet's values (presets.py); auto: by the data, none: the paper's values"""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """skip a file that is no image and list it, or stop at the first"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the hardware has it; the loss stays in fp32"""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """processes that decode images of a folder; sets held in memory need none"""
+    probe_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """epochs between probes; auto: as often as about 4 % of the run's time allows"""
+    log_every: int = Field(10, ge=1)
+    """steps between lines of metrics.jsonl"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        own = self.teacher.own_weights
+        if not self.stop_gradient and own:
+            raise ValueError(
+                f"stop_gradient=false with teacher={self.teacher.kind}: that teacher is a copy with weights of its own, which no gradient "
+                "reaches; the stop-gradient is built in. Take the copy away too: teacher=shared (--without momentum-teacher)"
+            )
+        if self.keep == "teacher" and not own:
+            raise ValueError(f"keep=teacher with teacher={self.teacher.kind}, which has no weights of its own: use keep=student")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        for name in ("mean", "std"):
+            if len(getattr(self.views, name)) not in (1, self.encoder.channels):
+                raise ValueError(f"views.{name} has {len(getattr(self.views, name))} values for images of {self.encoder.channels} channels")
+        return self
+
+    @property
+    def global_views(self) -> int:
+        """How many global views of each image the terms need."""
+        return max(global_views(term.pairs) for term in self.terms.values())
+
+    @property
+    def lr_factor(self) -> float:
+        ratio = self.batch_size / 256
+        return {"linear": ratio, "sqrt": ratio**0.5, "none": 1.0}[self.lr_scaling]
+
+    def edit(self, changes: Iterable[str]) -> Recipe:
+        """The recipe with `key=value` changes applied in order. Raises `Misuse` that names the key, the value and the way out.
+
+        A key is a path of fields with dots. A slot takes a kind (`teacher=ema`), `none`, or fields (`teacher.tau.base=0.99`);
+        a bare field right after a slot's kind is the kind's own (`teacher=snapshot every=10`). A number for a schedule sets
+        its base, a string for the encoder its name.
+        """
+        tree, slot = self.model_dump(), ""
+        for change in changes:
+            key, eq, value = change.partition("=")
+            if not eq or not key:
+                raise Misuse(f"'{change}' is not a setting: write key=value, for example epochs=20")
+            first = key.partition(".")[0]
+            if slot and first not in Recipe.model_fields and first in _class_at(slot, tree[slot]).model_fields:
+                key = f"{slot}.{key}"
+            tree = _edited(Recipe, tree, key.split("."), value, key)
+            if key in Recipe.model_fields and isinstance(tree[key], dict) and tree[key].get("kind") == value:
+                slot = key
+        return _validated(tree)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Recipe:
+        """Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
+        try:
+            tree = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise Misuse(f"{path}: cannot be read as a recipe: {' '.join(str(e).split())}") from e
+        if not isinstance(tree, dict):
+            raise Misuse(f"{path}: not a recipe: expected fields like method, encoder, teacher")
+        tree.pop("versions", None)  # a run folder's record of what it was made with
+        try:
+            return _validated(tree)
+        except Misuse as e:
+            raise Misuse(f"{path}: {e}") from e
+
+
+def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) for each leaf that differs; a leaf that one side lacks is None."""
+    left, right = (dict(_leaves(r.model_dump(mode="json"))) for r in (a, b))
+    return [(path, left.get(path), right.get(path)) for path in {**left, **right} if left.get(path) != right.get(path)]
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, tree
+
+
+def _validated(tree: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as e:
+        raise Misuse("; ".join(_problem(error) for error in e.errors())) from e
+
+
+def _problem(error: Any) -> str:
+    kinds = {_kind(cls) for cls in Spec.__subclasses__()}  # pydantic names the member of a union in the path; a user does not
+    path = ".".join(str(p) for p in error["loc"] if p not in kinds)
+    value = "" if isinstance(error["input"], dict) or not path else f"={error['input']}"
+    return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union, without Annotated."""
+    if typing.get_origin(annotation) is Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [o for member in typing.get_args(annotation) for o in _options(member)]
+    return [annotation]
+
+
+def _specs(annotation: Any) -> list[type[Spec]]:
+    return [o for o in _options(annotation) if isinstance(o, type) and issubclass(o, Spec)]
+
+
+def _kind(cls: type[Spec]) -> str:
+    field = cls.model_fields.get("kind")
+    return str(field.default) if field else ""
+
+
+def _class_at(slot: str, node: Any) -> type[Spec]:
+    return next(cls for cls in _specs(Recipe.model_fields[slot].annotation) if _kind(cls) == node["kind"])
+
+
+def _edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -> Any:
+    """`node`, the dump of a value of type `annotation`, with `value` at the path `names`. `key` is the whole path, for messages."""
+    if not names:
+        return _parsed(annotation, node, value, key)
+    name, rest = names[0], names[1:]
+    here = key.removesuffix("." + ".".join(names)) if key != ".".join(names) else "a recipe"
+    if typing.get_origin(annotation) is dict:
+        of = typing.get_args(annotation)[1]
+        if of is not Any and name not in node:
+            raise Misuse(f"{key}: {here} has no {name}, only {', '.join(node)}")
+        return {**node, name: _edited(of, node.get(name), rest, value, key)}
+    specs = _specs(annotation)
+    if not specs:
+        raise Misuse(f"{key}: {here} is a value and has no field {name}")
+    if node is None:
+        raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={_kind(specs[0]) or '{...}'}")
+    cls = next((c for c in specs if _kind(c) == node.get("kind", "")), specs[0])
+    if name not in cls.model_fields:
+        near = get_close_matches(name, cls.model_fields, 1, 0.5)
+        hint = f" Did you mean {key[: -len('.'.join(names))]}{near[0]}?" if near else ""
+        hint += "".join(f" {here}={_kind(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
+        owner = f"{here}={node['kind']}" if "kind" in node else here
+        fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"
+        raise Misuse(f"{key}: unknown key; {owner} has {fields}.{hint}")
+    annotation = typing.get_type_hints(cls, include_extras=True)[name]
+    return {**node, name: _edited(annotation, node.get(name), rest, value, key)}
+
+
+def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
+    """A command line's word as a value of type `annotation`; pydantic validates it later."""
+    options, specs = _options(annotation), _specs(annotation)
+    literals = [word for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
+    if value in literals or options == [str]:
+        return value
+    if value == "none" and type(None) in options:
+        return None
+    for cls in specs:
+        if value and value == _kind(cls):
+            return cls().model_dump()
+    if Encoder in specs and not value.startswith("{"):
+        return {**node, "name": value, "options": {}}  # options are the named network's
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    if Schedule in specs and not isinstance(parsed, dict):
+        return {**(node or {}), "base": parsed}
+    if specs and not isinstance(parsed, dict):
+        allowed = [_kind(cls) for cls in specs if _kind(cls)] + ["none"] * (type(None) in options)
+        near = get_close_matches(value, allowed, 1)
+        ways = f"allowed: {', '.join(allowed)}" if allowed else f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
+        raise Misuse(f"{key}={value}: {ways}." + (f" Did you mean {near[0]}?" if near else ""))
+    return parsed

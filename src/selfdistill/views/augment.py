@@ -1,0 +1,109 @@
+"""uint8 images to the views of a step: everything batched, on the device, with a draw per image."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from selfdistill.views import color
+from selfdistill.views.batch import Views
+from selfdistill.views.crop import DRAWS as CROP
+from selfdistill.views.crop import crop_and_resize, crop_boxes
+from selfdistill.views.draw import uniform
+from selfdistill.views.spec import Augment, TwoCrops
+
+# Where each operation finds its uniform numbers.
+FLIP, JITTER, GREY, BLUR, SIGMA, SOLARIZE = range(CROP, CROP + 6)
+STRENGTH, ORDER, ERASE = (slice(CROP + 6 + n, CROP + 6 + n + k) for n, k in ((0, 4), (4, 4), (8, 5)))
+DRAWS = ERASE.stop
+
+
+def draws(seed: int, epoch: int, index: Tensor, view: int) -> Tensor:
+    """[B, DRAWS]: all that is random in one view of the images `index`."""
+    return uniform(seed, epoch, index, view, DRAWS)
+
+
+def views_of_pixels(images: Tensor, index: Tensor, spec: TwoCrops, count: int, seed: int, epoch: int) -> Views:
+    """uint8 images [B, C, H, W] of one size to `count` global views each."""
+    crops = []
+    for v in range(count):
+        u = draws(seed, epoch, index, v)
+        boxes = crop_boxes(u[:, :CROP], images.shape[2], images.shape[3], spec.of_view(v))
+        crops.append(finish(crop_and_resize(images, boxes, spec.size), u, spec.of_view(v), spec))
+    return Views((torch.stack(crops),), index)  # [V, B, C, S, S]
+
+
+def views_of_crops(crops: Tensor, index: Tensor, spec: TwoCrops, seed: int, epoch: int) -> Views:
+    """uint8 crops [B, V, C, S, S] that a worker has cut: the rest of the augmentation."""
+    views = [finish(crops[:, v].float() / 255, draws(seed, epoch, index, v), spec.of_view(v), spec) for v in range(crops.shape[1])]
+    return Views((torch.stack(views),), index)  # [V, B, C, S, S]
+
+
+def finish(x: Tensor, u: Tensor, how: Augment, spec: TwoCrops) -> Tensor:
+    """Float crops [B, C, S, S] in [0, 1]: flip, jitter, grey, blur, solarise, normalise, erase."""
+    x = torch.where((u[:, FLIP] < how.flip)[:, None, None, None], x.flip(-1), x)
+    x = _jitter(x, u, how)
+    low, high = how.sigma
+    if x.shape[1] == 3:
+        x = _some(x, u[:, GREY] < how.grey, lambda x: color.grey(x).expand(-1, 3, -1, -1))
+    x = _some(x, u[:, BLUR] < how.blur, color.blur, low + (high - low) * u[:, SIGMA])
+    x = _some(x, u[:, SOLARIZE] < how.solarize, color.solarize)
+    return _erase(normalize(x, spec), u[:, ERASE], how.erase)
+
+
+def normalize(x: Tensor, spec: TwoCrops) -> Tensor:
+    """Float images [B, C, H, W] in [0, 1] to what the encoder sees."""
+    return (x - x.new_tensor(spec.mean)[:, None, None]) / x.new_tensor(spec.std)[:, None, None]
+
+
+def _some(x: Tensor, chosen: Tensor, f: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
+    """f on the chosen images [B] only."""
+    rows = chosen.nonzero()[:, 0]
+    if len(rows):
+        x[rows] = f(x[rows], *(p[rows] for p in per_image))
+    return x
+
+
+def _jitter(x: Tensor, u: Tensor, how: Augment) -> Tensor:
+    """The operations in an order of their own for each image; on grey images saturation and hue change nothing."""
+    strengths: list[tuple[Callable[[Tensor, Tensor], Tensor], float]] = [(color.brightness, how.brightness), (color.contrast, how.contrast)]
+    if x.shape[1] == 3:
+        strengths += [(color.saturation, how.saturation), (color.hue, how.hue)]
+    order = u[:, ORDER][:, : len(strengths)].argsort(1)  # [B, ops]: which operation comes first, second, ...
+    for turn in range(len(strengths)):
+        for op, (f, strength) in enumerate(strengths):
+            if strength:
+                centre = 0.0 if f is color.hue else 1.0
+                low = centre - strength if f is color.hue else max(0.0, centre - strength)
+                factor = low + (centre + strength - low) * u[:, STRENGTH][:, op]
+                x = _some(x, (u[:, JITTER] < how.jitter) & (order[:, turn] == op), f, factor)
+    return x
+
+
+def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
+    """Random erasing (Zhong et al. 2017): area 2 to 33 %, ratio 0.3 to 1/0.3, filled with the mean, which is 0 by now."""
+    if not probability:
+        return x
+    H, W = x.shape[-2:]
+    area = (0.02 + 0.31 * u[:, 1]) * H * W
+    ratio = 0.3 ** (1 - 2 * u[:, 2])
+    h, w = (area * ratio).sqrt().round().clamp(1, H), (area / ratio).sqrt().round().clamp(1, W)
+    top, left = (u[:, 3] * (H - h + 1)).floor(), (u[:, 4] * (W - w + 1)).floor()
+    inside = _between(top, h, H)[:, :, None] & _between(left, w, W)[:, None, :] & (u[:, 0] < probability)[:, None, None]
+    return x.masked_fill_(inside[:, None], 0.0)
+
+
+def _between(start: Tensor, length: Tensor, n: int) -> Tensor:
+    """[B, n]: which of n places lie in [start, start + length)."""
+    place = torch.arange(n, device=start.device)
+    return (place >= start[:, None]) & (place < (start + length)[:, None])
+
+
+def plain(images: Tensor, spec: TwoCrops) -> Tensor:
+    """uint8 images [B, C, H, W] without augmentation, [B, C, S, S]: as they are, or resized with their ratio kept, and the centre."""
+    H, W = images.shape[-2:]
+    side = min(H, W)
+    box = torch.tensor([(H - side) // 2, (W - side) // 2, side, side]).expand(len(images), 4)
+    if H == W == spec.size:
+        return normalize(images.float() / 255, spec)
+    return normalize(crop_and_resize(images, box.to(images.device), spec.size), spec)

@@ -1,0 +1,62 @@
+"""Random resized crop: torchvision's distribution, a whole batch at once.
+
+A crop with an antialiased bilinear resize is linear in the pixels and separable: out = Wy @ image @ Wx^T with two small
+matrices per image. Two batched products then do what is otherwise a loop over images.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from selfdistill.views.spec import Augment
+
+TRIES = 10
+DRAWS = 2 * TRIES + 2
+"""uniform numbers that a crop takes"""
+
+
+def crop_boxes(u: Tensor, height: Tensor | int, width: Tensor | int, spec: Augment) -> Tensor:
+    """[B, 4] int64 (top, left, height, width), by torchvision's RandomResizedCrop.get_params.
+
+    u: [B, DRAWS] uniform numbers. height, width: of the images, in pixels, one for all or [B]. Ten tries for a box that lies
+    inside; if none does, the central box of the nearest allowed ratio.
+    """
+    H, W = (torch.as_tensor(n, device=u.device).expand(len(u)) for n in (height, width))
+    u = u.double()
+    low, high = spec.ratio
+    area = (H * W)[:, None] * (spec.scale[0] + (spec.scale[1] - spec.scale[0]) * u[:, :TRIES])  # [B, TRIES]
+    ratio = torch.exp(math.log(low) + (math.log(high) - math.log(low)) * u[:, TRIES : 2 * TRIES])
+    w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (w > 0) & (h > 0) & (w <= W[:, None]) & (h <= H[:, None])
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]  # [B]
+    top, left = ((n + 1) * u[:, i] for n, i in ((H - h, -2), (W - w, -1)))
+    box = torch.stack([top.floor().long(), left.floor().long(), h, w], 1)
+
+    w = torch.minimum(W, (H * high).round().long())
+    h = torch.minimum(H, (W / low).round().long())
+    centre = torch.stack([(H - h) // 2, (W - w) // 2, h, w], 1)
+    return torch.where(fits.any(1, keepdim=True), box, centre)
+
+
+def resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tensor:
+    """[B, n_out, n_in]: row i weighs the pixels of [start, start + length) that make output pixel i; rows sum to 1.
+
+    The triangle filter of Pillow and of torchvision's antialias=True: as wide as one output pixel, at least one input pixel.
+    """
+    scale = (length.float() / n_out)[:, None, None]
+    i = torch.arange(n_out, device=start.device)[None, :, None]
+    j = torch.arange(n_in, device=start.device)[None, None, :]
+    distance = (j + 0.5 - start[:, None, None] - (i + 0.5) * scale).abs() / scale.clamp(min=1)
+    inside = (j >= start[:, None, None]) & (j < (start + length)[:, None, None])
+    weight = (1 - distance).clamp(min=0) * inside
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """uint8 images [B, C, H, W] and boxes [B, 4] to float crops [B, C, size, size] in [0, 1]."""
+    top, left, height, width = boxes.unbind(1)
+    rows = resize_weights(top, height, images.shape[2], size)[:, None]  # [B, 1, S, H]
+    columns = resize_weights(left, width, images.shape[3], size)[:, None]  # [B, 1, S, W]
+    return rows @ (images.float() / 255) @ columns.mT  # [B, C, S, S]

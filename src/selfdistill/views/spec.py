@@ -1,0 +1,62 @@
+"""Augmentations as data. The operations themselves are in crop.py and color.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from selfdistill.spec import Spec
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+
+
+class Augment(Spec):
+    """The family's augmentation in the papers' order: random resized crop, flip, jitter, grey, blur, solarise, erase."""
+
+    scale: tuple[Probability, Probability] = (0.2, 1.0)
+    """the crop's share of the image's area"""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """the crop's width over its height"""
+    flip: Probability = 0.5
+    """left-right"""
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    jitter: Probability = 0.8
+    """probability of brightness, contrast, saturation and hue, in random order"""
+    grey: Probability = 0.2
+    blur: Probability = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """the blur's standard deviation in pixels of the crop"""
+    solarize: Probability = 0.0
+    """invert what is brighter than 128"""
+    erase: Probability = 0.0
+    """a rectangle of 2 to 33 % of the area set to the mean (Zhong et al. 2017)"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        for name in ("scale", "ratio", "sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}=[{low}, {high}] must be two positive numbers, the smaller first")
+        return self
+
+
+class TwoCrops(Spec):
+    """Global views of each image, `size` x `size`: views 0, 2 by `augment`, views 1, 3 by `second` (BYOL's T and T')."""
+
+    kind: Literal["two-crops"] = "two-crops"
+    size: int = Field(224, ge=4)
+    """pixels"""
+    augment: Augment = Augment()
+    second: Augment | None = None
+    """none: the same as augment"""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """of the channels, images in [0, 1]; one value serves all channels"""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+
+    def of_view(self, view: int) -> Augment:
+        return self.augment if view % 2 == 0 or self.second is None else self.second
