@@ -1,0 +1,89 @@
+"""What a data set is: `Pixels` in memory or `Files` on disk, gathered in a `Source`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from selfdistill.data.reading import BadImage, inspect, printable, read_image
+from selfdistill.errors import Misuse
+
+__all__ = ["BadImage", "Files", "Images", "Pixels", "Source", "inspect", "printable", "read_image"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Images in memory. pixels: uint8 [N, C, H, W]; labels: int64 [N], -1 where there is none, or None; classes: a name per label."""
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+            raise Misuse(f"pixels are {self.pixels.dtype} {list(self.pixels.shape)}, not uint8 [N, C, H, W]: convert them first")
+        _check_labels(self.labels, self.classes, len(self))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Images on disk, read as RGB. paths: N files; labels and classes as in `Pixels`."""
+
+    paths: list[Path]
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, self.classes, len(self))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    def read(self, i: int, at_least: int | None = None) -> Image.Image:
+        """Image i in RGB; see `read_image`. Raises BadImage."""
+        return read_image(self.paths[i], at_least)
+
+
+Images: TypeAlias = Pixels | Files
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set. test: held-out images, labelled if the set is. bank: the labelled images that probes learn from, where `train`
+    is not fully labelled; None means `train`. bad: files left out, and why. notes: sentences to say at the start of a run."""
+
+    name: str
+    train: Images
+    test: Images | None = None
+    bank: Images | None = None
+    bad: tuple[tuple[Path, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _check_labels(labels: Tensor | None, classes: tuple[str, ...], images: int) -> None:
+    if labels is None:
+        return
+    if labels.dtype != torch.int64 or labels.shape != (images,):
+        raise Misuse(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [{images}], one for each image")
+    if images and not -1 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise Misuse(
+            f"labels go from {int(labels.min())} to {int(labels.max())}: with {len(classes)} classes use -1 (none) to {len(classes) - 1}"
+        )

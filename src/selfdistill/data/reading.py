@@ -1,0 +1,136 @@
+"""One image, read whatever its format, or a reason why it cannot be."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+# Formats that Pillow names but does not decode, and those it hands to another program (Ghostscript, Windows).
+NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
+SIXTEEN_BIT = {"PNG", "PPM"}  # formats whose mode "I" holds 0..65535, never more
+ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+
+class BadImage(ValueError):
+    """The file at `path` is not an image that can be trained on, and `reason` says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it survives pickling on its way out of a worker
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """`name` as text that any UTF-8 stream takes: bytes that are no UTF-8 become backslash escapes."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode()
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that it decodes by itself."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_DECODED)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """The file extensions of these formats: lower case, with the dot."""
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats())
+
+
+def read_image(path: Path, at_least: int | None = None) -> Image.Image:
+    """The first frame of `path`: RGB, upright by its EXIF orientation, transparency laid on white.
+
+    16-bit grey keeps its upper byte. 32-bit and float grey is scaled from the smallest usual full scale that holds the image
+    (1 for floats, 255, 65535), else from its own minimum and maximum.
+    at_least: pixels; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays this long.
+    Raises BadImage.
+    """
+    with _opened(path) as (image, _):
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        return _upright_rgb(image)
+
+
+def inspect(path: Path) -> str | None:
+    """Why `path` is a bad image, or None. A JPEG or PNG costs a header and a tail; what looks cut and other formats are decoded."""
+    try:
+        with _opened(path) as (image, file):
+            ending = ENDINGS.get(image.format or "")
+            if ending is None or ending not in _tail(file):
+                _upright_rgb(image)
+    except BadImage as bad:
+        return bad.reason
+    return None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
+    """The image and its file, header read and size checked. Whatever goes wrong while it is open is a BadImage."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage(path, "not a regular file")  # opening a pipe would wait for ever
+        if status.st_size == 0:
+            raise BadImage(path, "empty file")
+        with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
+            width, height = image.size
+            limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice its limit
+            if limit is not None and width * height > limit:
+                raise BadImage(path, f"{width}x{height} pixels, more than Pillow's limit of {limit} (a decompression bomb?)")
+            if min(width, height) < 2:
+                raise BadImage(path, f"{width}x{height} pixels, smaller than 2x2")
+            yield image, file
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(path, "not an image, or its header is damaged") from error
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged data: struct.error, SyntaxError, IndexError...
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise BadImage(path, reason) from error
+
+
+def _tail(file: BinaryIO, length: int = 64) -> bytes:
+    place = file.tell()  # the decoder goes on from here
+    file.seek(max(0, file.seek(0, os.SEEK_END) - length))
+    tail = file.read()
+    file.seek(place)
+    return tail
+
+
+def _upright_rgb(image: ImageFile.ImageFile) -> Image.Image:
+    image.load()
+    with suppress(Exception):  # damaged EXIF data is no reason to lose the image
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT):
+        return _grey(np.asarray(image) >> 8)
+    if image.mode in ("I", "F"):
+        return _grey(_to_255(np.asarray(image), (255, 65535) if image.mode == "I" else (1, 255, 65535)))
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+def _to_255(values: np.ndarray, full_scales: tuple[int, ...]) -> np.ndarray:
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    for full_scale in full_scales:
+        if low >= 0 and high <= full_scale:
+            return (values * (255 / full_scale)).round()
+    return ((values - low) * (255 / ((high - low) or 1.0))).round()
