@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse
 from selfdistill.parts.encoder import Encoder
@@ -21,6 +22,8 @@ from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
 from selfdistill.spec import Spec
 from selfdistill.views.spec import TwoCrops
+
+Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
 
 
 class Recipe(Spec):
@@ -51,11 +54,11 @@ class Recipe(Spec):
 
     # Optimisation.
     optimizer: Annotated[SGD | LARS | AdamW, Field(discriminator="kind")] = SGD()
-    lr: Schedule = Schedule(base=0.05, end=0.0)
+    lr: Rate = Schedule(base=0.05, end=0.0)
     """learning rate for a batch of 256"""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """how lr grows with batch_size / 256"""
-    weight_decay: Schedule = Schedule(base=1e-4)
+    weight_decay: Rate = Schedule(base=1e-4)
     decay_norm_and_bias: bool = True
     """whether weight decay reaches biases and BatchNorm's parameters"""
     clip: Clip | None = None

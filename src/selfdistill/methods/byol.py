@@ -1,7 +1,7 @@
 """BYOL: Grill et al., Bootstrap Your Own Latent, arXiv 2006.07733.
 
     # f, g, q: encoder, projector, predictor with weights theta; f', g': the target's, with weights xi
-    for k, x in enumerate(loader):
+    for k, x in enumerate(loader, 1):
         v, w = t(x), u(x)                        # t ~ T, u ~ T': two distributions of augmentations (Table 6)
         L = D(q(g(f(v))), g'(f'(w))) + D(q(g(f(w))), g'(f'(v)))
         theta = LARS(theta, dL/dtheta)           # no gradient to xi
@@ -29,7 +29,7 @@ T2 = T1.model_copy(update={"blur": 0.1, "solarize": 0.2})  # Table 6, T'
 BYOL = Recipe(
     method="byol",
     views=TwoCrops(size=224, augment=T1, second=T2),
-    encoder=Encoder(name="resnet50", zero_init_residual=False),
+    encoder=Encoder(name="resnet50", zero_init_residual=True),  # as in haiku's ResNet, which the code uses
     projector=Projector(hidden=(4096,), out=256, bn="hidden", bias=False),
     predictor=Predictor(hidden=(4096,), bn="hidden", bias=False),
     teacher=EMA(tau=Schedule(base=0.996, end=1.0)),

@@ -24,7 +24,10 @@ class SGD(Spec):
 
 
 class LARS(Spec):
-    """You et al. 2017. Parameters without weight decay are not adapted either, as in BYOL and SimCLR."""
+    """You et al. 2017: a tensor's step is lr eta |w| / (|g| + wd |w|) times its gradient, in momentum without lr (BYOL's code).
+
+    Biases and BatchNorm's parameters, where weight decay leaves them out, are not adapted either (BYOL App. C, SimCLR).
+    """
 
     kind: Literal["lars"] = "lars"
     momentum: Unit = 0.9
@@ -32,7 +35,9 @@ class LARS(Spec):
     """eta, the trust coefficient"""
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        return Lars(groups, lr=0.0, momentum=self.momentum, trust_coeff=self.trust, foreach=True)
+        for group in groups:
+            group["always_adapt"] = group["weight_decayed"]  # else timm adapts nothing once weight decay is 0
+        return Lars(groups, lr=0.0, momentum=self.momentum, trust_coeff=self.trust)
 
 
 class AdamW(Spec):

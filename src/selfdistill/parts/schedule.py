@@ -49,7 +49,7 @@ class Schedule(Spec):
     warmup_from: float = 0.0
     """the value at step 0 where there is a warm-up"""
     per_epoch: bool = False
-    """move once an epoch (SimSiam's code) instead of every step"""
+    """move once an epoch (SimSiam's code) instead of every step; a warm-up moves every step all the same"""
     until: float | None = Field(None, gt=0)
     """epochs after which `then` takes over"""
     then: Schedule | None = None
@@ -63,7 +63,21 @@ class Schedule(Spec):
 
     def at(self, progress: Progress) -> float:
         """The value for the step that follows `progress.step` finished ones."""
-        return self._value(float(int(progress.epoch)) if self.per_epoch else progress.epoch, float(progress.epochs))
+        return self._value(progress.epoch, float(progress.epochs))
+
+    def undecayed(self) -> Schedule:
+        """The same warm-up, then base to the end."""
+        return self.model_copy(update={"end": None, "until": None, "then": None})
+
+    def within(self, low: float, high: float) -> Schedule:
+        """Itself. Raises `ValueError` when a value that it can take lies outside."""
+        values = [self.base, self.base if self.end is None else self.end, self.warmup_from if self.warmup else self.base]
+        for value in values:
+            if not low <= value <= high:
+                raise ValueError(f"{value} is out of range: between {low:g} and {high:g}")
+        if self.then is not None:
+            self.then.within(low, high)
+        return self
 
     def _value(self, epoch: float, epochs: float) -> float:
         if self.then is not None and self.until is not None:
@@ -74,6 +88,7 @@ class Schedule(Spec):
             return self.warmup_from + (self.base - self.warmup_from) * epoch / self.warmup
         if self.end is None:
             return self.base
-        f = min(1.0, (epoch - self.warmup) / max(epochs - self.warmup, 1e-12))
+        epoch = float(int(epoch)) if self.per_epoch else epoch
+        f = min(1.0, max(0.0, epoch - self.warmup) / max(epochs - self.warmup, 1e-12))
         remaining = (1 + math.cos(math.pi * f)) / 2 if self.shape == "cosine" else 1 - f
         return self.end + (self.base - self.end) * remaining

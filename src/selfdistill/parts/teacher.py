@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather
@@ -34,7 +34,7 @@ class EMA(Spec):
     """xi <- tau xi + (1 - tau) theta after every step (BYOL eq. 1, Mean Teacher, DINO, MoCo)."""
 
     kind: Literal["ema"] = "ema"
-    tau: Schedule = Schedule(base=0.996, end=1.0)
+    tau: Annotated[Schedule, AfterValidator(lambda tau: tau.within(0.0, 1.0))] = Schedule(base=0.996, end=1.0)
     """the decay rate; 0 copies the student, 1 never moves (BYOL Table 5a)"""
     own_weights: ClassVar[bool] = True
 
@@ -134,7 +134,8 @@ class ExpectationTeacher(nn.Module):
         z = F.normalize(z[: len(crops)].to(self.eta.dtype), dim=-1)
         m = self.m * self.seen[index].to(z.dtype)[:, None]  # [B, 1]
         t = m * self.eta[index] + (1 - m) * z  # [G, B, D]
-        self._new.append((gather(index), gather(t.mean(0))))
+        if torch.is_grad_enabled():  # a step of training, which an update will follow
+            self._new.append((gather(index), gather(t.mean(0))))
         return t
 
     def update(self, student: nn.Module, progress: Progress) -> None:

@@ -1,0 +1,22 @@
+"""Self-distillation on images: BYOL, SimSiam and their family from one skeleton.
+
+import selfdistill as sd
+run = sd.pretrain("simsiam", data="digits")
+run.knn(); run.embed(images); run.backbone
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfdistill.api import METHODS, Interrupted, Misuse, Recipe, Run, diff, load, pretrain, recipe_of
+
+__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "diff", "load", "pretrain", "recipe_of"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: PyTorch takes seconds to import, and `selfdistill --help` needs none of it.
+    if name in __all__:
+        from selfdistill import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'selfdistill' has no attribute '{name}'")

@@ -1,0 +1,49 @@
+"""Named one-field edits: each takes one ingredient out, as a paper did. `--without NAME` applies one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from selfdistill.errors import Misuse
+from selfdistill.recipe import Recipe, diff
+
+
+@dataclass(frozen=True)
+class Edit:
+    """setting: the one field that changes. what: the ingredient. source: who took it out, and where."""
+
+    setting: str
+    what: str
+    source: str
+
+
+EDITS: dict[str, Edit] = {
+    "stop-gradient": Edit("stop_gradient=false", "gradients flow into the targets as well", "SimSiam Fig. 2"),
+    "predictor": Edit("predictor=none", "the student's projection is compared directly", "SimSiam Table 1a, BYOL Table 5b"),
+    "predictor-training": Edit("predictor.trainable=false", "the predictor stays at its random initialisation", "SimSiam Table 1b"),
+    "momentum-teacher": Edit("teacher=shared", "the student is its own teacher, tau = 0", "BYOL Table 5a, SimSiam Sec. 6.2"),
+    "symmetry": Edit("terms.views.pairs=one-way", "one view predicts the other, not the reverse", "SimSiam Sec. 4.6"),
+    "cosine": Edit("terms.views.loss=cross-entropy", "cross-entropy between softmaxes over channels", "SimSiam Sec. 4.5"),
+    "output-bn": Edit("projector.bn=hidden", "no BatchNorm at the projector's output", "SimSiam Table 3b"),
+    "projector-bn": Edit("projector.bn=none", "no BatchNorm in the projector", "SimSiam Table 3a"),
+    "predictor-bn": Edit("predictor.bn=none", "no BatchNorm in the predictor", "SimSiam Table 3a"),
+    "projector": Edit("projector=none", "the loss works on the backbone's features", "SimCLR Sec. 4.2, BYOL Table 14"),
+}
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """The settings that take the named ingredients out. Raises `Misuse` for an unknown name, or one that is not there."""
+    settings: list[str] = []
+    for name in names:
+        if name not in EDITS:
+            near = get_close_matches(name, EDITS, 1)
+            raise Misuse(f"--without {name}: allowed: {', '.join(EDITS)}." + (f" Did you mean {near[0]}?" if near else ""))
+        settings.append(EDITS[name].setting)
+    changed = recipe.edit(settings)
+    for name in names:
+        key = EDITS[name].setting.partition("=")[0]
+        if not any(path == key or path.startswith(f"{key}.") for path, _, _ in diff(recipe, changed)):
+            raise Misuse(f"--without {name}: {recipe.method} has none to take out: {EDITS[name].setting} already")
+    return settings

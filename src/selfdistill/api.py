@@ -1,0 +1,95 @@
+"""The Python side of the command line: `import selfdistill as sd`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor, nn
+
+from selfdistill.ablate.edits import without as edits
+from selfdistill.data.images import Pixels, Source
+from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
+from selfdistill.recipe import Recipe, diff
+from selfdistill.train import loop
+from selfdistill.train.loop import Interrupted
+from selfdistill.train.resolve import resolve
+from selfdistill.train.run import Run, load, new_folder
+
+__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "diff", "load", "pretrain", "recipe_of"]
+
+
+def recipe_of(name: str) -> Recipe:
+    """A recipe by a method's name, a YAML file, or a run folder. Raises `Misuse` for anything else."""
+    if name in METHODS:
+        return METHODS[name]
+    path = Path(name)
+    if path.is_dir():
+        return load(path).recipe
+    if path.is_file():
+        return Recipe.from_yaml(path)
+    near = get_close_matches(name, METHODS, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise Misuse(f"{name}: no such method; there are {', '.join(METHODS)} (or name a recipe's YAML file or a run folder).{hint}")
+
+
+def pretrain(
+    method: str | Recipe,
+    *changes: str,
+    data: str | Path | Tensor | Source | None = None,
+    encoder: str | nn.Module | None = None,
+    without: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    **settings: Any,
+) -> Run:
+    """Pretrains a method on images and returns the run.
+
+    method: a name, or a recipe. changes: "key=value" as on the command line; settings: the same as keywords. data: a name, a
+    folder, uint8 images [N, C, H, W], or a `Source` (with held-out labels for the probes). encoder: a name, or any module that
+    maps [B, C, H, W] to [B, F]. without: ingredients to take out. out: the run folder. resume: go on from its checkpoint.
+    Raises `Misuse` for what cannot be done, before anything is written.
+    """
+    console = console or Console()
+    if isinstance(data, Tensor):
+        data = Source("tensor", Pixels(data))
+    source = data if isinstance(data, Source) else None
+    module = encoder if isinstance(encoder, nn.Module) else None
+    asked = [] if data is None else [f"data={source.name if source else data}"]
+    if encoder is not None:
+        asked.append(f"encoder=python:{type(module).__name__}" if module else f"encoder={encoder}")
+    asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
+    if resume:
+        run = _resumable(out, asked, without, module, source)
+        return loop.pretrain(run.recipe, run.source, run.path, True, module, console)
+    base = recipe_of(method) if isinstance(method, str) else method
+    asked += edits(base.edit(asked), without)
+    path = new_folder(Path(out) if out else None, "run") if out else None
+    recipe, source, lines = resolve(base, asked, source)
+    for note in source.notes:
+        console.print(note, soft_wrap=True)
+    if lines:
+        console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
+        for line in lines:
+            console.print(f"  {line}", soft_wrap=True, highlight=False)
+    return loop.pretrain(recipe, source, path, False, module, console)
+
+
+def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:
+    if out is None:
+        raise Misuse("--resume continues a run folder: name it with --out")
+    run = Run(Path(out), module, source)
+    changed = diff(run.recipe, run.recipe.edit([*asked, *edits(run.recipe.edit(asked), without)] if without else asked))
+    if changed:
+        path, was, now = changed[0]
+        raise Misuse(f"--resume with {path}={now}: the run was made with {path}={was} and goes on as it was; leave the setting out")
+    return run
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)

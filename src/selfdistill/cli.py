@@ -1,0 +1,175 @@
+"""The command line: thin. Every command says what it did, and a user's mistake ends in one message."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from selfdistill.errors import Failure, Misuse
+
+# Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", help=__doc__)
+console = Console()
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any field of the recipe, e.g. epochs=20")]
+
+
+@app.command()
+def pretrain(
+    method: Annotated[str | None, typer.Argument(help="a name that `selfdistill methods` lists")] = None,
+    settings: Settings = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out, e.g. stop-gradient; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder, a new one under runs/ if not given")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out from its checkpoint")] = False,
+    config: Annotated[Path | None, typer.Option(help="a recipe's YAML file in place of the method's own")] = None,
+) -> None:
+    """Pretrain METHOD on images: selfdistill pretrain simsiam data=path/to/images epochs=100."""
+    from selfdistill import api
+
+    settings = settings or []
+    if method and "=" in method:
+        settings, method = [method, *settings], None
+    if config:
+        recipe = api.Recipe.from_yaml(config)
+        if method not in (None, recipe.method):
+            raise Misuse(f"METHOD {method} with --config {config}, a recipe of {recipe.method}: name one of them")
+    elif resume and out:
+        recipe = api.load(out).recipe
+        if method not in (None, recipe.method):
+            raise Misuse(f"METHOD {method} with --resume of {out}, a run of {recipe.method}: leave the method out")
+    elif method:
+        recipe = api.recipe_of(method)
+    else:
+        raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill pretrain simsiam data=digits")
+    try:
+        run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume, console=console)
+    except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
+        raise typer.Exit(_said(e, 128 + e.signum)) from e
+    _summary(run)
+
+
+def _summary(run: api.Run) -> None:  # type: ignore[name-defined]  # noqa: F821
+    s = run.summary
+    console.print(f"\n{s['because']}", soft_wrap=True)
+    if s.get("knn_top1") is not None:
+        beside = {"random init": s.get("knn_random_init"), "raw pixels": s.get("knn_raw_pixels")}
+        others = ", ".join(f"{name} {value:.3f}" for name, value in beside.items() if value is not None)
+        console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {s['output_std']:.2f}", soft_wrap=True)
+    console.print(f"run folder: {run.path}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    protocol: Annotated[str, typer.Option(help="knn")] = "knn",
+    k: Annotated[int, typer.Option(help="neighbours that vote")] = 20,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="of the votes")] = 0.07,
+) -> None:
+    """Measure a run's backbone on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn."""
+    from selfdistill import api
+
+    loaded = api.load(run)
+    for name in protocol.split(","):
+        if name != "knn":
+            raise Misuse(f"--protocol {name}: allowed: knn")
+        console.print(f"kNN top-1 {loaded.knn(k, temperature):.4f}  (k={k}, T={temperature}, data={loaded.recipe.data})", soft_wrap=True)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and what fills their slots."""
+    from selfdistill import api
+
+    table = Table("slot", *api.METHODS, show_lines=True)
+    rows = [_slots(recipe) for recipe in api.METHODS.values()]
+    for slot in rows[0]:
+        table.add_row(slot, *(row[slot] for row in rows))
+    console.print(table)
+
+
+def _slots(r: api.Recipe) -> dict[str, str]:  # type: ignore[name-defined]  # noqa: F821
+    """What fills each slot, in a few words: the design's table, read off the recipe."""
+    g, h, teacher = r.projector, r.predictor, r.teacher
+    return {
+        "views": f"{r.global_views} crops of {r.views.size}" + (", asymmetric" if r.views.second else ""),
+        "projector": f"MLP {'-'.join(map(str, (*g.hidden, g.out)))}, BN {g.bn}" if g else "none",
+        "predictor": f"MLP {'-'.join(map(str, h.hidden))}, BN {h.bn}" if h else "none",
+        "teacher": f"EMA, tau {teacher.tau.base} to {teacher.tau.end}" if teacher.kind == "ema" else teacher.kind,
+        "stop-gradient": "yes" if r.stop_gradient else "no",
+        "loss": ", ".join(f"{name}: {term.loss.kind} x {term.weight:g}, {term.pairs}" for name, term in r.terms.items()),
+        "optimiser": f"{r.optimizer.kind}, lr {r.lr.base} x batch/256, weight decay {r.weight_decay.base:g}",
+        "length": f"{r.epochs} epochs, batch {r.batch_size}",
+    }
+
+
+@app.command()
+def show(
+    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML file or a run folder")],
+    settings: Settings = None,
+) -> None:
+    """Print a recipe: the paper's pseudocode and every field, with KEY=VALUE applied."""
+    from selfdistill import api
+
+    recipe = api.recipe_of(method).edit(settings or [])
+    module = sys.modules.get(f"selfdistill.methods.{recipe.method.replace('-', '_')}")
+    if module and module.__doc__:
+        print("".join(f"# {line}".rstrip() + "\n" for line in module.__doc__.splitlines()))
+    print(recipe.to_yaml(), end="")
+
+
+@app.command()
+def diff(a: str, b: str) -> None:
+    """Print the fields in which two methods, recipes or runs differ."""
+    from selfdistill import api
+
+    table = Table("field", a, b)
+    for path, left, right in api.diff(api.recipe_of(a), api.recipe_of(b)):
+        table.add_row(path, str(left), str(right))
+    console.print(table if table.row_count else f"{a} and {b} do not differ")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, devices, bf16, data sets."""
+    import os
+    import shutil
+
+    import torch
+
+    from selfdistill.data.sources import SOURCES, data_root
+    from selfdistill.train.resolve import has_bf16
+    from selfdistill.train.run import versions
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = {
+        **versions(),
+        "device": ", ".join(cuda)
+        or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "bf16": "in hardware" if has_bf16() else "no: precision=auto means fp32",
+        "data root": f"{data_root()} (set SELFDISTILL_DATA to move it)",
+        "data sets": ", ".join(SOURCES),
+        "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB",
+    }
+    for name, value in found.items():
+        console.print(f"{name:15} {value}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Exit codes: 0, 1 for a failure, 2 for misuse, 128 + the signal's number when one ended the run after saving it."""
+    try:
+        app()
+    except Misuse as e:
+        sys.exit(_said(e, 2))
+    except Failure as e:
+        sys.exit(_said(e, 1))
+
+
+def _said(e: BaseException, code: int) -> int:
+    print(f"selfdistill: {e}", file=sys.stderr)
+    return code

@@ -1,0 +1,47 @@
+"""What collapse looks like in numbers: pure functions of tensors."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def output_std(z: Tensor) -> float:
+    """Mean over channels of the std over samples of l2-normalised z [N, D], times sqrt(D) (SimSiam Sec. 4.1, Fig. 2).
+
+    1 for an isotropic output, 0 for a collapsed one.
+    """
+    return float(F.normalize(z.float(), dim=-1).std(0, correction=0).mean() * z.shape[-1] ** 0.5)
+
+
+def effective_rank(z: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of centred z [N, D], in 1..min(N, D) (Roy & Vetterli 2007).
+
+    RankMe (Garrido et al. 2023, eq. 1) is the same of uncentred z. 0 when z is constant, nan when it is not finite.
+    """
+    z = z.float()
+    if not torch.isfinite(z).all():
+        return math.nan
+    singular = torch.linalg.svdvals(z - z.mean(0))
+    if singular.sum() <= 1e-6 * (1 + z.abs().max()):
+        return 0.0
+    p = singular / singular.sum()
+    return float(torch.exp(-(p * (p + 1e-12).log()).sum()))
+
+
+def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
+    """E |x - y|^alpha over positive pairs, x and y [N, D] l2-normalised here; in [0, 4] at alpha 2 (Wang & Isola 2020, eq. 1)."""
+    return float((F.normalize(x.float(), dim=-1) - F.normalize(y.float(), dim=-1)).norm(dim=-1).pow(alpha).mean())
+
+
+def uniformity(x: Tensor, t: float = 2.0) -> float:
+    """log E exp(-t |x - y|^2) over all pairs of x [N, D], l2-normalised here; 0 when collapsed, near -4 at t = 2 when uniform
+    on a sphere of many dimensions (Wang & Isola 2020, eq. 2)."""
+    return float(torch.pdist(F.normalize(x.float(), dim=-1)).square().mul(-t).exp().mean().log())
+
+
+def entropy(logits: Tensor) -> float:
+    """Mean entropy in nats of softmax(logits) [N, K]: ln K when uniform, 0 when one output dominates (DINO Fig. 7)."""
+    log_p = logits.float().log_softmax(-1)
+    return float(-(log_p.exp() * log_p).sum(-1).mean())

@@ -1,0 +1,72 @@
+"""What a run says: metrics.jsonl and TensorBoard for programs, rich for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Journal:
+    """One line of metrics.jsonl a logged step, the same scalars for TensorBoard, and a progress bar.
+
+    On resume from `step`, what was logged after it is cut off, so that each step stands there once.
+    """
+
+    def __init__(self, folder: Path, step: int, total: int, console: Console):
+        self.console = console
+        self.file = folder / "metrics.jsonl"
+        self.last: dict[str, Any] = {}
+        kept = []
+        for line in self.file.read_text().splitlines() if self.file.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                break
+            if row["step"] > step:
+                break
+            kept.append(line)
+            self.last |= row
+        self.lines = self.file.open("w")
+        self.lines.writelines(f"{line}\n" for line in kept)
+        self.lines.flush()
+        self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=total, completed=step, epoch=0, said="")
+        self.bar.start()
+
+    def log(self, row: dict[str, Any], aloud: bool = False) -> None:
+        """One object; what was not measurable or not finite is null. aloud: as a line, where there is no bar to look at."""
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.last |= row
+        self.lines.write(json.dumps(row) + "\n")
+        self.lines.flush()
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
+                self.tensorboard.add_scalar(key, value, row["step"])
+        shown = {"loss": "loss {:.3f}", "output_std": "std {:.2f}", "knn_top1": "kNN {:.3f}", "images_per_second": "{:.0f} images/s"}
+        said = "  ".join(form.format(self.last[key]) for key, form in shown.items() if self.last.get(key) is not None)
+        self.bar.update(self.task, completed=row["step"], epoch=f"{row['epoch']:.1f}", said=said)
+        if aloud and not self.console.is_terminal:
+            self.say(f"epoch {row['epoch']:.0f}  step {row['step']}  {said}  {row.get('verdict', '')}")
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self.bar.stop()
+        self.lines.close()
+        self.tensorboard.close()

@@ -1,0 +1,154 @@
+"""The training loop, the only one: runs a resolved recipe on Lightning Fabric and leaves a run folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import nn
+
+from selfdistill.data.images import Pixels, Source
+from selfdistill.data.loader import training_views
+from selfdistill.errors import Misuse
+from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.parts.schedule import Progress
+from selfdistill.recipe import Recipe
+from selfdistill.siamese import Siamese, Step
+from selfdistill.train import checkpoint
+from selfdistill.train.journal import Journal
+from selfdistill.train.monitor import Monitor
+from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
+from selfdistill.views.draw import mix
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; the run is saved and can go on."""
+
+    def __init__(self, signum: int, how_to_go_on: str):
+        super().__init__(how_to_go_on)
+        self.signum = signum
+
+
+def pretrain(
+    recipe: Recipe,
+    source: Source,
+    out: Path | None = None,
+    resume: bool = False,
+    encoder: nn.Module | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Runs a resolved recipe to its end and returns the run.
+
+    out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
+    Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
+    """
+    fabric = Fabric(precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
+    fabric.launch()
+    fabric.seed_everything(recipe.seed, verbose=False)
+    torch.set_flush_denormal(True)  # a collapsed run's gradients are denormal: a CPU is 2 to 3 times slower at those
+    steps_per_epoch = len(source.train) // recipe.batch_size
+    total = recipe.epochs * steps_per_epoch
+    siamese = Siamese(recipe, len(source.train), encoder).to(memory_format=torch.channels_last)
+    model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
+
+    if not resume:
+        out = new_folder(out, f"{recipe.method}-{Path(recipe.data).name}")
+        make_folder(out, recipe)
+    assert out is not None
+    run = Run(out, encoder, source)
+    start = checkpoint.load(run.checkpoint, siamese, optimizer, fabric.device) if resume else 0
+    keeper = checkpoint.Keeper(run.checkpoint, writes=fabric.is_global_zero)
+    journal = Journal(out, start, total, console or Console())
+    monitor = Monitor(recipe, source, fabric.device, journal)
+
+    def bad(path: Path, reason: str) -> None:
+        if recipe.on_bad_image == "error":
+            raise Misuse(f"{path}: {reason}. on_bad_image=skip trains on the others")
+        journal.say(f"left out: {path}: {reason}")
+
+    views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
+    try:
+        with _signals() as came:
+            if start == 0:
+                monitor.before(siamese.backbone)
+            for step in range(start, total):
+                lr = set_schedules(optimizer, recipe, Progress(step, steps_per_epoch, recipe.epochs))
+                # What a layer draws (dropout, drop path) is a function of seed and step, so that a resume draws the same.
+                torch.manual_seed(int(mix(torch.tensor(recipe.seed * 1_000_003 + step)) >> 1) + fabric.global_rank)
+                for micro in range(recipe.accumulate):
+                    with fabric.no_backward_sync(model, enabled=micro < recipe.accumulate - 1):
+                        made: Step = model(next(views))
+                        fabric.backward(made.loss / recipe.accumulate)
+                _clip(model, recipe)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                now = Progress(step + 1, steps_per_epoch, recipe.epochs)
+                siamese.after_step(now)
+                monitor.after(now, made, lr, siamese.backbone)
+                last = now.step == total
+                if last or came or keeper.due():
+                    keeper.save(siamese, optimizer, now.step)
+                if came and not last:
+                    how = f"selfdistill pretrain {recipe.method} --out {out} --resume"
+                    raise Interrupted(came[0], f"saved at step {now.step} of {total}. Go on with: {how}")
+    finally:
+        journal.close()
+    if fabric.is_global_zero:
+        _finish(run, siamese, journal)
+    return run
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progress) -> float:
+    """Learning rate and weight decay of the coming step for each group; returns the encoder's learning rate."""
+    lr, kept = (schedule.at(now) * recipe.lr_factor for schedule in (recipe.lr, recipe.lr.undecayed()))
+    for group in optimizer.param_groups:
+        group["lr"] = (lr if group["lr_decay"] else kept) * group["lr_scale"]
+        group["weight_decay"] = recipe.weight_decay.at(now) if group["weight_decayed"] else 0.0
+    return lr
+
+
+def _clip(model: nn.Module, recipe: Recipe) -> None:
+    if recipe.clip:
+        params = [p for p in model.parameters() if p.grad is not None]
+        for group in [params] if recipe.clip.per == "model" else [[p] for p in params]:
+            nn.utils.clip_grad_norm_(group, recipe.clip.norm)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that came, SIGINT and SIGTERM: the loop looks between two steps, so a step is whole or not made."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # only the main thread may handle signals
+        return
+    old = {s: signal.signal(s, lambda signum, frame: came.append(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
+    """backbone.safetensors and summary.json, with kNN over the whole bank beside its two baselines."""
+    state = {k: v.detach().contiguous().cpu() for k, v in siamese.backbone.net.state_dict().items()}
+    write_whole(run.path / "backbone.safetensors", safetensors.torch.save(state))
+    summary = dict(journal.last)
+    try:
+        bank, labels, test, targets = labelled(run.source)
+    except Misuse:
+        pass
+    else:
+        summary["knn_top1"] = run.knn()
+        summary["knn_random_init"] = run.metrics[0]["knn_top1"]
+        if isinstance(bank, Pixels) and isinstance(test, Pixels):
+            summary["knn_raw_pixels"] = knn_accuracy(bank.pixels.flatten(1), labels, test.pixels.flatten(1), targets)
+    write_whole(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,116 @@
+"""The questions asked while a run trains: is the backbone any good, and has it collapsed?"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.data.images import Files, Images, Pixels, Source
+from selfdistill.data.loader import plain_batches
+from selfdistill.diagnose import metrics
+from selfdistill.diagnose.verdict import judge
+from selfdistill.errors import Misuse
+from selfdistill.evaluate.features import features
+from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.parts.schedule import Progress
+from selfdistill.recipe import Recipe
+from selfdistill.siamese import Step
+from selfdistill.train.journal import Journal
+from selfdistill.train.run import labelled
+
+BANK, QUERIES = 10_000, 2_000
+"""images of the online kNN at most; evaluate uses all"""
+SHARE = 0.04
+"""of a run's time that probes may take"""
+SAMPLES = 2_048
+"""projections that the collapse metrics look at: a rank of 2,048 needs as many, and the SVD costs a second at that"""
+
+
+class Monitor:
+    """Writes a line every `log_every` steps; at probes adds kNN on held-out images, where there are labels, the collapse metrics
+    on the projections of the step just made, and the verdict, which is said aloud when it turns."""
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, journal: Journal):
+        self.recipe, self.device, self.journal = recipe, device, journal
+        self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
+        try:
+            bank, labels, test, targets = labelled(source)
+            self.sets = (*_spread_images(bank, labels, BANK), *_spread_images(test, targets, QUERIES))
+        except Misuse:
+            pass
+        # An image trained costs a forward and a backward pass, three forwards, for each view; an image probed costs one.
+        probed = len(self.sets[0]) + len(self.sets[2]) if self.sets else 0
+        often = max(1, math.ceil(probed / (3 * recipe.global_views * len(source.train)) / SHARE))
+        self.every = often if recipe.probe_every == "auto" else recipe.probe_every
+        self.state = journal.last.get("verdict", "healthy")
+        self.seconds = journal.last.get("wall_seconds", 0.0)
+        self.clock = self.logged = time.perf_counter()
+        self.steps = 0
+
+    def before(self, backbone: nn.Module) -> None:
+        """The line of step 0: how good random features are."""
+        self.journal.log({"step": 0, "epoch": 0.0, "knn_top1": self.knn(backbone)})
+        self.logged = time.perf_counter()
+
+    def after(self, now: Progress, made: Step, lr: float, backbone: nn.Module) -> None:
+        """Called after every step, `now` counting it; most calls only count."""
+        self.steps += 1
+        epoch = now.step // now.steps_per_epoch
+        probing = now.at_epoch_end and (epoch % self.every == 0 or epoch == now.epochs)
+        if not (probing or now.step % self.recipe.log_every == 0 or now.step == 1):
+            return
+        row: dict[str, Any] = {"step": now.step, "epoch": round(now.epoch, 4), "loss": float(made.loss.detach()), "lr": lr}
+        row["images_per_second"] = round(self.steps * self.recipe.batch_size / (time.perf_counter() - self.logged), 1)
+        if len(made.losses) > 1:
+            row |= {f"loss_{name}": float(value.detach()) for name, value in made.losses.items()}
+        row["output_std"] = metrics.output_std(made.z.detach().flatten(0, 1))
+        if probing:
+            row |= self.collapse(made)
+            row["knn_top1"] = self.knn(backbone)
+        row["wall_seconds"] = round(self.seconds + time.perf_counter() - self.clock, 2)
+        self.journal.log(row, aloud=probing)
+        if probing and row["verdict"] != self.state:
+            self.journal.say(f"epoch {epoch}: {row['because']}")
+            self.state = row["verdict"]
+        self.steps, self.logged = 0, time.perf_counter()
+
+    def knn(self, backbone: nn.Module) -> float | None:
+        """kNN accuracy on a share of the held-out images; None without labels."""
+        if self.sets is None:
+            return None
+        bank, labels, test, targets = self.sets
+        bank_h, test_h = (features(backbone, plain_batches(i, self.recipe.views, self.device, self.recipe.workers)) for i in (bank, test))
+        return knn_accuracy(bank_h, labels, test_h, targets, k=min(20, len(bank_h)))
+
+    def collapse(self, made: Step) -> dict[str, Any]:
+        """The collapse metrics of one step, and what they mean."""
+        z = made.z.detach().float()  # [V, B, D]
+        flat = z.flatten(0, 1)
+        if len(flat) > SAMPLES:
+            flat = flat[torch.linspace(0, len(flat) - 1, SAMPLES, device=z.device).long()]
+        found: dict[str, Any] = {
+            "effective_rank": metrics.effective_rank(flat),
+            "alignment": metrics.alignment(z[0], z[1]),
+            "uniformity": metrics.uniformity(z[0]),
+            "target_entropy": None,  # of targets that are distributions; cosine and MSE compare vectors
+        }
+        for term in self.recipe.terms.values():
+            if term.loss.kind == "cross-entropy":
+                found["target_entropy"] = metrics.entropy(made.t.detach().flatten(0, 1) / term.loss.teacher_temperature)
+        seen = {"loss": float(made.loss.detach()), "output_std": metrics.output_std(flat), "rank_limit": min(flat.shape), **found}
+        verdict = judge(seen, self.recipe)
+        return {**found, "verdict": verdict.state, "because": str(verdict)}
+
+
+def _spread_images(images: Images, labels: Tensor, n: int) -> tuple[Images, Tensor]:
+    """n images and their labels, spread evenly: many sets are sorted by class."""
+    if len(images) <= n:
+        return images, labels
+    rows = torch.linspace(0, len(images) - 1, n).long()
+    if isinstance(images, Pixels):
+        return Pixels(images.pixels[rows]), labels[rows]
+    return Files([images.paths[i] for i in rows]), labels[rows]

@@ -1,0 +1,46 @@
+"""From a method's name and a user's words to everything that a run will do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from selfdistill.data.images import Pixels, Source
+from selfdistill.data.sources import open_source
+from selfdistill.errors import Misuse
+from selfdistill.presets import preset_for, with_preset
+from selfdistill.recipe import Recipe
+
+
+def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[str]]:
+    """(recipe, data, what the preset changed): the method's paper, then the data's preset, then the user's `changes`.
+
+    `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where recipe and data do not fit.
+    """
+    asked = base.edit(changes)
+    source = source or open_source(asked.data, asked.on_bad_image)
+    preset = asked.preset
+    if preset == "auto":
+        side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
+        preset = preset_for(len(source.train), source.train.channels, side)
+    recipe, lines = with_preset(base, preset)
+    recipe = recipe.edit([*changes, f"preset={preset}"])
+    if recipe.encoder.channels != source.train.channels:
+        raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
+    if recipe.batch_size > len(source.train):
+        raise Misuse(
+            f"batch_size={recipe.batch_size} is larger than the data: {recipe.data} has {len(source.train)} training images. "
+            f"Set batch_size={max(2, len(source.train) // 4)} or less"
+        )
+    if recipe.precision == "auto":
+        recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
+    return recipe, source, lines
+
+
+def has_bf16() -> bool:
+    """Hardware with bf16 arithmetic: Ampere and later, CPUs with AMX or AVX512-BF16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,0 +1,151 @@
+"""A run folder: what is in it, and a trained backbone from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+from torch import Tensor, nn
+
+from selfdistill.data.images import Files, Images, Pixels, Source
+from selfdistill.data.loader import plain_batches
+from selfdistill.data.sources import open_source
+from selfdistill.errors import Failure, Misuse
+from selfdistill.evaluate.features import features
+from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.parts.encoder import Backbone
+from selfdistill.recipe import Recipe
+
+
+class Run:
+    """A run folder on disk: recipe.yaml, metrics.jsonl, summary.json, checkpoints/last.ckpt, backbone.safetensors."""
+
+    def __init__(self, path: Path, encoder: nn.Module | None = None, source: Source | None = None):
+        """`encoder` and `source`: the module and the images of a run that was given its own."""
+        if not (path / "recipe.yaml").is_file():
+            raise Misuse(f"{path}: not a run folder: it has no recipe.yaml. selfdistill pretrain METHOD --out {path} makes one")
+        self.path = path
+        self.recipe = Recipe.from_yaml(path / "recipe.yaml")
+        self._encoder, self._source = encoder, source
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, method={self.recipe.method!r}, data={self.recipe.data!r})"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last value of each metric. Raises `Misuse` while the run has not ended."""
+        file = self.path / "summary.json"
+        if not file.exists():
+            raise Misuse(f"{self.path}: the run has not ended: selfdistill pretrain {self.recipe.method} --out {self.path} --resume")
+        return json.loads(file.read_text())
+
+    @cached_property
+    def source(self) -> Source:
+        return self._source or open_source(self.recipe.data, self.recipe.on_bad_image)
+
+    @cached_property
+    def backbone(self) -> nn.Module:
+        """The trained encoder in eval mode: images [B, C, H, W], normalised as in recipe.views, to features [B, F]."""
+        file = self.path / "backbone.safetensors"
+        if not file.exists():
+            raise Misuse(f"{self.path}: no backbone.safetensors: the run has not ended; --resume continues it")
+        size = self.recipe.views.size
+        built = Backbone(self._encoder, self.recipe.encoder.channels, size) if self._encoder else self.recipe.encoder.build(size)
+        built.net.load_state_dict(safetensors.torch.load_file(file))
+        return built.eval()
+
+    def embed(self, images: Tensor | Sequence[Path] | str | Path) -> Tensor:
+        """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set by name or folder (its training images)."""
+        if isinstance(images, (str, Path)):
+            of = open_source(str(images), self.recipe.on_bad_image).train
+        else:
+            of = Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images])
+        if of.channels != self.recipe.encoder.channels:
+            raise Misuse(
+                f"images of {of.channels} channels for an encoder of {self.recipe.encoder.channels}: the run was made on {self.recipe.data}"
+            )
+        device = next(self.backbone.parameters()).device
+        return features(self.backbone, plain_batches(of, self.recipe.views, device, self.recipe.workers))
+
+    def knn(self, k: int = 20, temperature: float = 0.07) -> float:
+        """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. Raises `Misuse` without labels."""
+        bank, labels, test, targets = labelled(self.source)
+        device = next(self.backbone.parameters()).device
+        bank_h, test_h = (features(self.backbone, plain_batches(i, self.recipe.views, device, self.recipe.workers)) for i in (bank, test))
+        return knn_accuracy(bank_h, labels, test_h, targets, k, temperature)
+
+
+def load(path: str | Path, encoder: nn.Module | None = None) -> Run:
+    """A run from its folder; `encoder` is the module of a run that was given its own."""
+    return Run(Path(path), encoder)
+
+
+def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:
+    """(bank, its labels, held-out images, their labels). Raises `Misuse` where there are none."""
+    bank, test = source.bank or source.train, source.test
+    if test is None or bank.labels is None or test.labels is None:
+        raise Misuse(f"data={source.name} has no labels, which kNN needs: put each class into a folder of its own, or name a labelled set")
+    return bank, bank.labels, test, test.labels
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on."""
+    return {
+        "python": platform.python_version(),
+        **{p: version(p) for p in ("selfdistill", "torch", "torchvision", "timm", "numpy", "pillow")},
+    }
+
+
+def new_folder(out: Path | None, stem: str) -> Path:
+    """Where a run will go, not made yet: `out`, or runs/STEM-N, the next free. Raises `Misuse` if it exists."""
+    if out is None:
+        taken = {p.name for p in Path("runs").glob(f"{stem}-*")}
+        out = Path("runs") / next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
+    if os.path.lexists(out):
+        raise Misuse(f"--out {out}: exists already: name another folder, or continue that run with --resume")
+    return out
+
+
+def make_folder(out: Path, recipe: Recipe) -> None:
+    """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
+    made = [p for p in (out, *out.absolute().parents) if not p.exists()]
+    try:
+        (out / "checkpoints").mkdir(parents=True)
+        write_whole(out / "recipe.yaml", recipe.to_yaml() + yaml.safe_dump({"versions": versions()}, sort_keys=False))
+    except (OSError, Failure) as e:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise Misuse(f"--out {out}: cannot be written ({e.strerror or e if isinstance(e, OSError) else e}): name another folder") from e
+
+
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Write beside, flush to disk, rename: the file is the old one or the new one, never half of it. Raises `Failure`."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e

@@ -1,0 +1,24 @@
+"""What a user is promised, on scikit-learn's digits with the preset's own settings, shortened; margins are several times the spread."""
+
+import pytest
+
+import selfdistill as sd
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
+def test_learns_and_stays_healthy(method, tmp_path):
+    """A third of the preset's epochs. Over seeds 0 to 2 at full length kNN is 0.97 to 0.98; random features are at 0.90 to 0.93."""
+    run = sd.pretrain(method, data="digits", epochs=35, out=tmp_path / "run")
+    assert run.summary["verdict"] == "healthy"
+    assert 0.75 <= run.summary["output_std"] <= 1.1
+    assert run.summary["knn_top1"] >= 0.94
+    assert run.summary["knn_top1"] > run.summary["knn_random_init"] + 0.02
+
+
+@pytest.mark.parametrize(("method", "without"), [("simsiam", ["stop-gradient"]), ("byol", ["momentum-teacher", "stop-gradient"])])
+def test_without_stop_gradient_both_branches_go_to_a_constant(method, without, tmp_path):
+    """SimSiam Fig. 2. In the settings of the preset output_std is under 0.05 within ten epochs."""
+    run = sd.pretrain(method, data="digits", epochs=10, without=without, out=tmp_path / "run")
+    assert run.summary["output_std"] < 0.2
+    assert run.summary["verdict"] == "collapsed"
+    assert "stop_gradient=true" in run.summary["because"]

@@ -1,0 +1,197 @@
+"""The command line as a user meets it: what it prints, and how it says no."""
+
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from selfdistill import cli
+from tests.conftest import TINY
+
+FAST = [f"{k}={v}" for k, v in TINY.items()]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command line in tmp_path; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A flat folder: 40 images in 9 formats, sizes and modes, and 5 files that are none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    kinds = [
+        ("jpg", "RGB"),
+        ("png", "RGBA"),
+        ("gif", "P"),
+        ("bmp", "RGB"),
+        ("tiff", "RGB"),
+        ("webp", "RGB"),
+        ("ppm", "RGB"),
+        ("png", "I;16"),
+        ("jpg", "CMYK"),
+    ]
+    for i in range(40):
+        ext, mode = kinds[i % 9]
+        h, w = rng.integers(20, 60, 2)
+        if mode == "I;16":
+            image = Image.fromarray(rng.integers(0, 65535, (h, w), dtype=np.uint16))
+        else:
+            image = Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).convert(mode)
+        image.save(folder / f"{i:02}.{ext}")
+    whole = (folder / "00.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("not an image")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+MISUSE = [
+    (["teacher.tua.base=1"], ["teacher.tua.base", "tau"]),
+    (["epoch=3"], ["epoch", "epochs"]),
+    (["epochs=-1"], ["epochs=-1", "greater than or equal to 1"]),
+    (["epochs=many"], ["epochs=many"]),
+    (["batch_size=0"], ["batch_size=0"]),
+    (["batch_size=100000"], ["batch_size=100000", "1437", "digits"]),
+    (["encoder=timm:nope"], ["timm:nope"]),
+    (["encoder=resnet19"], ["resnet19", "resnet18"]),
+    (["encoder=timm:vit_tiny_patch16_224"], ["vit_tiny_patch16_224", "8 x 8"]),
+    (["encoder.options={wiht: 3}"], ["wiht", "widths"]),
+    (["predictor=lstm"], ["predictor=lstm", "mlp", "none"]),
+    (["data=nowhere/at/all"], ["nowhere/at/all"]),
+    (["data=digit"], ["digit", "digits"]),
+    (["preset=digit"], ["preset=digit", "digits"]),
+    (["nonsense"], ["nonsense", "key=value"]),
+    (["--without", "stop-gradeint"], ["stop-gradeint", "stop-gradient"]),
+    (["--without", "momentum-teacher"], ["momentum-teacher", "simsiam"]),
+    (["--config", "missing.yaml"], ["missing.yaml"]),
+    (["--resume"], ["--resume", "--out"]),
+    (["--out", "/proc/nowhere/run"], ["/proc/nowhere/run"]),
+    (["teacher=ema", "stop_gradient=false"], ["stop_gradient", "ema", "weights of its own"]),
+    (["encoder.channels=3"], ["encoder.channels=3", "digits"]),
+]
+
+
+@pytest.mark.parametrize(("args", "said"), MISUSE, ids=lambda x: " ".join(x))
+def test_misuse_is_one_message_with_exit_code_2_and_leaves_nothing(run, tmp_path, args, said):
+    code, _, err = run("pretrain", "simsiam", "data=digits", *args)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("selfdistill: ")
+    for word in said:
+        assert word in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["pretrain", "simsaim"], ["show", "simsaim"], ["diff", "simsaim", "byol"], ["pretrain"]])
+def test_an_unknown_method(run, command):
+    code, _, err = run(*command)
+    assert code == 2
+    assert "simsiam" in err
+
+
+def test_folders_that_are_none(run, tmp_path, photos):
+    (tmp_path / "nothing").mkdir()
+    for data, said in [("nothing", "nothing"), ("photos/00.jpg", "00.jpg"), ("./absent", "absent")]:
+        code, _, err = run("pretrain", "simsiam", f"data={data}")
+        assert code == 2
+        assert said in err
+    assert {p.name for p in tmp_path.iterdir()} == {"nothing", "photos"}
+
+
+def test_a_folder_that_exists_is_not_written_into(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    code, _, err = run("pretrain", "simsiam", "data=digits", "--out", "mine")
+    assert code == 2
+    assert "--resume" in err
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_folder_of_odd_photos(run, photos):
+    """Trains on the good ones and names each bad one once, with its reason."""
+    args = [f"data={photos}", "encoder=resnet-small", *FAST, "batch_size=8", "epochs=1", "views.size=16", "workers=1", "projector.out=16"]
+    code, out, err = run("pretrain", "simsiam", *args, "--out", "run")
+    assert code == 0, err
+    for name in ("truncated.jpg", "empty.png", "text.jpg", "dot.png"):
+        assert out.count(name) == 1
+    assert "notes.txt" not in out
+    recipe = yaml.safe_load((photos.parent / "run" / "recipe.yaml").read_text())
+    assert recipe["encoder"]["channels"] == 3
+
+
+def test_on_bad_image_error_stops_at_the_first(run, photos, tmp_path):
+    code, _, err = run("pretrain", "simsiam", f"data={photos}", "on_bad_image=error")
+    assert code == 2
+    assert "dot.png" in err
+    assert {p.name for p in tmp_path.iterdir()} == {"photos"}
+
+
+def test_pretrain_then_evaluate_then_resume_when_nothing_is_left(run, tmp_path):
+    code, out, err = run("pretrain", "byol", "data=digits", *FAST, "batch_size=256", "--out", "run")
+    assert code == 0, err
+    assert "preset digits changes byol" in out
+    assert "run folder: run" in out
+    code, out, _ = run("evaluate", "run", "--protocol", "knn", "--k", "5")
+    assert code == 0
+    assert "k=5" in out
+    assert run("evaluate", "run", "--protocol", "nope")[0] == 2
+    assert run("evaluate", "run", "--k", "100000")[0] == 2
+    assert run("evaluate", "photos")[0] == 2
+    code, out, _ = run("pretrain", "byol", "--out", "run", "--resume")
+    assert code == 0
+    code, _, err = run("pretrain", "byol", "lr=3", "--out", "run", "--resume")
+    assert code == 2
+    assert "lr.base" in err
+
+
+def test_collapse_is_said_while_it_trains_and_at_the_end(run):
+    """Without predictor and stop-gradient nothing holds the outputs apart: the last words name the missing ingredient."""
+    args = ["--without", "stop-gradient", "--without", "output-bn", "epochs=10", "lr=2", "lr.warmup=0", "probe_every=1"]
+    code, out, err = run("pretrain", "simsiam", "data=digits", *[f for f in FAST if "epochs" not in f], *args)
+    assert code == 0, err
+    assert out.count("collapsed: output_std") >= 2
+    assert "stop_gradient=true" in out
+
+
+def test_show_is_a_recipe_that_pretrain_takes_back(run, tmp_path):
+    code, out, _ = run("show", "byol", "teacher.tau.base=0.9")
+    assert code == 0
+    assert out.startswith("# BYOL")
+    (tmp_path / "mine.yaml").write_text(out)
+    _, again, _ = run("show", "mine.yaml")
+    assert yaml.safe_load(again) == yaml.safe_load(out)
+    assert yaml.safe_load(again)["teacher"]["tau"]["base"] == 0.9
+    _, out, _ = run("diff", "byol", "mine.yaml")
+    assert "teacher.tau.base" in out
+    assert "batch_size" not in out
+
+
+def test_methods_diff_and_doctor(run):
+    code, out, _ = run("methods")
+    assert code == 0
+    assert {"simsiam", "byol"} <= set(out.split())
+    _, out, _ = run("diff", "simsiam", "byol")
+    assert "teacher.tau.base" in out
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "torch" in out

@@ -1,0 +1,88 @@
+"""Backbones by name, by option, and of the user's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from selfdistill.errors import Misuse
+from selfdistill.parts.encoder import Backbone, Encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "dim", "more"),
+    [
+        ("resnet18", 32, 1, 512, {"stem": "3x3"}),
+        ("resnet50", 33, 5, 2048, {"stem": "3x3/2"}),
+        ("resnet-small", 28, 1, 256, {"stem": "3x3/2"}),
+        ("resnet-small", 8, 3, 24, {"options": {"widths": [12, 24]}}),
+        ("timm:resnet18", 64, 3, 512, {}),
+        ("timm:vit_tiny_patch16_224", 48, 1, 192, {}),
+        ("timm:vit_tiny_patch16_224", 28, 3, 192, {"options": {"patch_size": 7, "depth": 2}}),
+        ("timm:convnext_atto", 64, 3, 320, {}),
+        ("timm:swin_tiny_patch4_window7_224", 112, 3, 768, {}),
+        ("timm:mixer_s32_224", 64, 3, 512, {}),
+    ],
+)
+def test_any_encoder_gives_features_and_gradients(name, size, channels, dim, more):
+    encoder = Encoder(name=name, channels=channels, **more).build(size)
+    assert encoder.dim == dim
+    h = encoder(torch.rand(2, channels, size, size))
+    assert h.shape == (2, dim)
+    h.square().sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+def test_a_vit_takes_another_size_than_it_was_made_for():
+    encoder = Encoder(name="timm:vit_tiny_patch16_224").build(64)
+    assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
+
+
+def test_the_stem_keeps_the_resolution():
+    shapes = []
+    for stem in ("7x7", "3x3/2", "3x3"):
+        encoder = Encoder(name="resnet18", stem=stem).build(32)
+        hook = encoder.net.layer1.register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape[-1]))
+        encoder(torch.rand(2, 3, 32, 32))
+        hook.remove()
+    assert shapes == [8, 16, 32]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet-small"])
+@pytest.mark.parametrize("zero", [True, False])
+def test_zero_initialised_residuals(name, zero):
+    encoder = Encoder(name=name, zero_init_residual=zero, stem="3x3").build(16)
+    last = [m.weight for n, m in encoder.named_modules() if n.endswith(".bn2")]
+    assert last
+    assert all(bool((w == 0).all()) == zero for w in last)
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (2, 7, 3, 3), (2, 5, 7)])
+def test_maps_and_tokens_are_pooled(shape):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.scale * torch.ones(len(x), *shape[1:])
+
+    backbone = Backbone(Net(), 1, 8)
+    assert backbone.dim == 7
+    assert backbone(torch.rand(2, 1, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (Encoder(name="timm:resnet81"), "timm:resnet"),
+        (Encoder(name="resnet_small"), "resnet-small"),
+        (Encoder(name="resnet18", options={"colour": 1}), "colour"),
+        (Encoder(name="resnet-small", options={"depth": 1}), "depth"),
+        (Encoder(name="timm:vit_tiny_patch16_224", options={"patch_size": 5}), "patch size (5)"),
+        (Encoder(name="python:Net"), "from Python"),
+    ],
+)
+def test_an_encoder_that_cannot_be(spec, said):
+    with pytest.raises(Misuse, match=r"^encoder") as e:
+        spec.build(32)
+    assert said in str(e.value)

@@ -1,0 +1,182 @@
+"""The run folder, the Python mirror, and resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import nn
+
+import selfdistill as sd
+from selfdistill.train import checkpoint, loop
+from tests.conftest import TINY
+
+
+def weights(run):
+    return torch.load(run.checkpoint, weights_only=True)
+
+
+def same(a, b):
+    """Bit for bit, through dicts and lists of tensors."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_the_folder_holds_what_the_contract_names(tiny_run):
+    path = tiny_run.path
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text())
+    assert recipe["seed"] == 0
+    assert recipe["precision"] == "fp32"
+    assert {"python", "torch", "selfdistill"} <= recipe["versions"].keys()
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(7))
+    for row in rows[1:]:
+        assert {"step", "epoch", "loss", "lr", "images_per_second", "output_std"} <= row.keys()
+    probe = {"knn_top1", "output_std", "effective_rank", "alignment", "uniformity", "target_entropy", "verdict"}
+    assert probe <= rows[-1].keys()
+    summary = json.loads((path / "summary.json").read_text())
+    assert probe | {"wall_seconds", "knn_random_init", "knn_raw_pixels"} <= summary.keys()
+    assert (path / "checkpoints" / "last.ckpt").is_file()
+    assert list(path.glob("events.out.tfevents.*"))
+    assert not list(path.rglob("*.part"))
+
+
+def test_the_backbone_is_the_students_and_loads_into_a_bare_network(tiny_run):
+    saved = safetensors.torch.load_file(tiny_run.path / "backbone.safetensors")
+    state = {
+        k.removeprefix("student.backbone.net."): v for k, v in weights(tiny_run)["model"].items() if k.startswith("student.backbone.net.")
+    }
+    assert same(saved, state)
+    x = torch.rand(3, 1, 8, 8)
+    assert tiny_run.backbone(x).shape == (3, 16)
+    assert not tiny_run.backbone.training
+
+
+def test_load_embed_and_knn(tiny_run, tiny_source):
+    h = tiny_run.embed(tiny_source.test.pixels)
+    assert h.shape == (32, 16)
+    assert 0.9 <= tiny_run.knn() <= 1.0
+    again = sd.load(tiny_run.path)
+    assert torch.equal(again.embed(tiny_source.test.pixels), h)
+    with pytest.raises(sd.Misuse, match="channels"):
+        again.embed(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("simsiam", {}), ("byol", {}), ("simsiam", {"teacher": "expectation", "predictor": None}), ("byol", {"accumulate": 2})],
+)
+def test_resume_continues_bit_for_bit(method, more, tiny_source, tmp_path, monkeypatch):
+    tiny = {k: v for k, v in TINY.items() if more.get("predictor", 1) or not k.startswith("predictor")} | more
+    whole = sd.pretrain(method, data=tiny_source, out=tmp_path / "whole", **tiny)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after(step):
+        original = loop.set_schedules
+
+        def f(optimizer, recipe, now):
+            if now.step == step:
+                raise Stop
+            return original(optimizer, recipe, now)
+
+        monkeypatch.setattr(loop, "set_schedules", f)
+        return original
+
+    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
+    original = stop_after(4)
+    with pytest.raises(Stop):
+        sd.pretrain(method, data=tiny_source, out=tmp_path / "cut", **tiny)
+    monkeypatch.setattr(loop, "set_schedules", original)
+    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # a line that the kill cut
+    resumed = sd.pretrain(method, data=tiny_source, out=tmp_path / "cut", resume=True)
+    assert same(weights(whole), weights(resumed))
+    volatile = ("images_per_second", "wall_seconds")
+    assert [{k: v for k, v in r.items() if k not in volatile} for r in whole.metrics] == [
+        {k: v for k, v in r.items() if k not in volatile} for r in resumed.metrics
+    ]
+
+
+def test_same_seed_same_run_and_another_seed_another(tiny_run, tiny_source, tmp_path):
+    again = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "again", **TINY)
+    other = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "other", **TINY, seed=1)
+    assert same(weights(tiny_run), weights(again))
+    assert not same(weights(tiny_run), weights(other))
+
+
+def test_probes_do_not_change_the_run(tiny_run, tiny_source, tmp_path):
+    rare = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "rare", **{**TINY, "log_every": 100}, probe_every=2)
+    often = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "often", **TINY, probe_every=1)
+    assert same(weights(rare), weights(often))
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(sig, tmp_path):
+    """A real process, a real signal: exit code 128 + its number, a checkpoint, and a resume to the end."""
+    args = ["data=digits", "epochs=3", "batch_size=64", *(f"{k}={v}" for k, v in TINY.items() if k not in ("epochs", "batch_size"))]
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "selfdistill", "pretrain", "simsiam", *args, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        pass
+    os.kill(process.pid, sig)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + sig, err
+    assert f"--out {out} --resume" in err
+    assert "Traceback" not in err
+    assert (out / "checkpoints" / "last.ckpt").exists()
+    run = sd.pretrain("simsiam", out=out, resume=True)
+    assert run.summary["step"] == 3 * (1437 // 64)
+    assert [r["step"] for r in run.metrics] == sorted({r["step"] for r in run.metrics})
+
+
+def test_a_module_of_the_users_own(tiny_source, tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 12, 3)
+
+        def forward(self, x):
+            return self.conv(x)  # a map: it is pooled
+
+    tiny = {k: v for k, v in TINY.items() if not k.startswith("encoder")}
+    run = sd.pretrain("byol", data=tiny_source, encoder=Net(), out=tmp_path / "own", **tiny)
+    assert run.embed(tiny_source.test.pixels).shape == (32, 12)
+    torch.testing.assert_close(sd.load(run.path, encoder=Net()).embed(tiny_source.test.pixels), run.embed(tiny_source.test.pixels))
+    with pytest.raises(sd.Misuse, match="encoder"):
+        sd.load(run.path).backbone  # noqa: B018
+
+
+def test_a_tensor_without_labels(tmp_path):
+    run = sd.pretrain(
+        "simsiam", data=torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8), encoder="resnet-small", out=tmp_path / "t", **TINY
+    )
+    assert run.summary["knn_top1"] is None
+    with pytest.raises(sd.Misuse, match="labels"):
+        run.knn()
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tiny_source, tmp_path):
+    run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {marker}",))
+
+    torch.save({"model": Evil()}, run.checkpoint)
+    with pytest.raises(sd.Misuse, match="refused"):
+        sd.pretrain("simsiam", data=tiny_source, out=run.path, resume=True)
+    assert not marker.exists()
