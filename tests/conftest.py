@@ -16,7 +16,37 @@ TINY = {
     "projector.out": 16,
     "predictor.hidden": [8],
 }
-"""settings that make a run of one or two seconds"""
+"""settings that make a run of simsiam or byol of one or two seconds"""
+
+RUN = {"epochs": 2, "batch_size": 32, "log_every": 1, "precision": "fp32"}
+NET = {"encoder": "resnet-small", "encoder.options": "{widths: [8, 16]}"}
+VIT = {
+    "encoder": "timm:vit_tiny_patch16_224",
+    "encoder.options": "{patch_size: 2, depth: 1, embed_dim: 16, num_heads: 2, drop_path_rate: 0.2}",
+    "projector.hidden": [16],
+    "projector.bottleneck": 8,
+    "projector.out": 20,
+}
+TINY_OF = {
+    "simsiam": TINY,
+    "byol": TINY,
+    "simclr": {**RUN, **NET, "projector.hidden": [16], "projector.out": 8},
+    "moco": {**RUN, **NET, "projector.hidden": [16], "projector.out": 8, "terms.views.loss.queue": 70},
+    "swav": {
+        **RUN,
+        **NET,
+        "projector.hidden": [16],
+        "projector.out": 8,
+        "terms.views.loss.prototypes": 6,
+        "terms.views.loss.queue": 48,
+        "terms.views.loss.queue_from": 1,
+        "views.locals": "{count: 2, size: 4}",
+    },
+    "dino": {**RUN, **VIT, "views.locals": "{count: 2, size: 4}"},
+    "ibot": {**RUN, **VIT},
+    "mean-teacher": {**RUN, **NET, "labels": 10},
+}
+"""the same for each method, with everything that it can remember"""
 
 
 @pytest.fixture(scope="session")

@@ -186,10 +186,24 @@ def test_show_is_a_recipe_that_pretrain_takes_back(run, tmp_path):
     assert "batch_size" not in out
 
 
+def test_a_runs_own_recipe_is_taken_as_it_is(run, tmp_path):
+    """The preset's values are in it already: applied again they would undo what the user changed in the file."""
+    fast = [f for f in FAST if not f.startswith("epochs")]
+    assert run("pretrain", "simsiam", "data=digits", *fast, "epochs=1", "--out", "first")[0] == 0
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        (tmp_path / "first" / "recipe.yaml").read_text().replace("epochs: 1\n", "epochs: 2\n").replace("base: 0.7", "base: 0.3")
+    )
+    assert run("pretrain", "--config", "mine.yaml", "seed=3", "--out", "second")[0] == 0
+    _, out, _ = run("diff", "first", "second")
+    changed = {line.split()[1] for line in out.splitlines() if line.startswith("│")}
+    assert changed == {"epochs", "lr.base", "seed"}
+
+
 def test_methods_diff_and_doctor(run):
     code, out, _ = run("methods")
     assert code == 0
-    assert {"simsiam", "byol"} <= set(out.split())
+    assert {"simsiam", "byol", "dino", "ibot", "simclr", "moco", "swav", "mean-teacher"} <= set(out.split())
     _, out, _ = run("diff", "simsiam", "byol")
     assert "teacher.tau.base" in out
     code, out, _ = run("doctor")

@@ -12,13 +12,17 @@ from torch import nn
 from selfdistill.ablate.edits import EDITS, without
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
-from selfdistill.parts.loss import MSE, Cosine, CrossEntropy, Term
+from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
+from selfdistill.parts.loss import MSE, Cosine, CrossEntropy, Output, Term
 from selfdistill.parts.schedule import Progress, Schedule
+from selfdistill.parts.target import Centre, Sinkhorn, Softmax, sinkhorn
 from selfdistill.recipe import Recipe, diff
-from tests.papers.tiny import STEPS_PER_EPOCH, build, draw, tiny, train
+from tests.papers import swav
+from tests.papers.tiny import LOUD, SIX, STEPS_PER_EPOCH, build, draw, tiny, train, without_bn
 
-LOUD = {"simsiam": ["lr.base=3"], "byol": ["lr.base=30", "lr.warmup=0", "optimizer.trust=0.03"]}
-"""steps that move the weights of a tiny net by several percent"""
+ANY_TEACHER = ["stop_gradient=true", "keep=student"]
+"""what fits a teacher with weights of its own and one without"""
+START = Progress(0, STEPS_PER_EPOCH, 3)
 
 
 def run(recipe: Recipe, steps: int = 3, norm=nn.BatchNorm1d):
@@ -32,8 +36,12 @@ def agree(a, b, atol=1e-10):
     torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def student(model):
-    """Parameters and buffers of student and predictor."""
+    """Parameters and buffers of all but the teacher."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("teacher.")}
 
 
@@ -47,16 +55,20 @@ def same_training(a: Recipe, b: Recipe, steps: int = 3):
 # Teachers.
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in SIX if method != "moco"])
 def test_an_average_that_forgets_at_once_is_the_student_itself(method):
-    """EMA(0) = Shared: BYOL without a momentum encoder is SimSiam's teacher (SimSiam Sec. 6.2)."""
-    recipe = tiny(method, *LOUD[method])
+    """EMA(0) = Shared: BYOL without a momentum encoder is SimSiam's teacher (SimSiam Sec. 6.2).
+
+    Without local crops, which a BN in the student's head would see and the copy's would not. MoCo's copy sees other views than its
+    student: one way, each has its own.
+    """
+    recipe = tiny(method, *LOUD[method], *ANY_TEACHER, "views.locals=none")
     same_training(recipe.edit(["teacher=ema", "tau.base=0", "tau.end=none"]), recipe.edit(["teacher=shared"]))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SIX)
 def test_a_snapshot_of_every_step_is_an_average_that_forgets_at_once(method):
-    recipe = tiny(method, *LOUD[method])
+    recipe = tiny(method, *LOUD[method], *ANY_TEACHER)
     model, other = same_training(recipe.edit(["teacher=snapshot", "every=1"]), recipe.edit(["teacher=ema", "tau.base=0", "tau.end=none"]))
     agree(model.teacher.state_dict(), other.teacher.state_dict())
 
@@ -93,21 +105,24 @@ def test_a_copy_follows_in_parameters_and_integers_and_keeps_its_own_statistics(
 
 
 @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
-def test_no_gradient_reaches_a_copy(teacher):
-    recipe = tiny("byol", f"teacher={teacher}")
+@pytest.mark.parametrize("method", SIX)
+def test_no_gradient_reaches_a_copy(method, teacher):
+    recipe = tiny(method, *ANY_TEACHER, f"teacher={teacher}")
     model = build(recipe)
     trained = {id(p) for group in model.param_groups() for p in group["params"]}
     views = draw(recipe, 0)
-    made = model(views)
+    made = model(views, START)
     made.loss.backward()
     crops = views.crops[0].clone().requires_grad_()
-    assert not model.teacher(crops, views.ids, made.z).requires_grad  # by itself, before the skeleton detaches
+    assert not model.teacher(crops, views.ids, None, made.z).cls.requires_grad  # by itself, before the skeleton detaches
     assert all(not p.requires_grad and p.grad is None and id(p) not in trained for p in model.teacher.parameters())
-    assert {id(p) for part in (model.student, model.predictor) for p in part.parameters()} == trained
+    others = {id(p): p for part in (model.student, model.predictor, model.terms) for p in part.parameters()}
+    assert set(others) == trained
+    assert all(p.grad is not None for p in others.values())
 
 
 @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SIX)
 def test_gradients_into_a_copy_are_refused(method, teacher):
     with pytest.raises(Misuse, match=rf"stop_gradient=false.*teacher={teacher}"):
         METHODS[method].edit([f"teacher={teacher}", "stop_gradient=false"])
@@ -123,10 +138,10 @@ def test_the_expectation_is_a_moving_average_per_image():
     for step in range(4):
         views = draw(recipe, step)
         rows = views.ids
-        made = model(views)
-        z = nn.functional.normalize(made.z.detach(), dim=-1)  # [2, B, D]
+        made = model(views, START)
+        z = nn.functional.normalize(made.z.cls.detach(), dim=-1)  # [2, B, D]
         memory = torch.where(seen[rows, None], m * eta[rows] + (1 - m) * z, z)
-        agree(made.t, memory)
+        agree(made.t.cls, memory)
         agree(model.teacher.eta, eta, atol=0)  # nothing moves before the optimiser's step
 
         eta[rows], seen[rows] = memory.mean(0), True
@@ -168,7 +183,7 @@ def test_byol_with_simsiams_slots_is_simsiam():
     same_training(made.edit([*sizes, *heads]), METHODS["simsiam"].edit([*sizes, *heads]))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
 def test_without_predictor_the_stop_gradient_only_halves_the_gradient(method):
     """SimSiam Sec. 4.2: the gradient of D(z1, sg z2)/2 + D(z2, sg z1)/2 has the direction of that of D(z1, z2), and half its length."""
     recipe = tiny(method, "predictor=none", "teacher=shared")
@@ -178,7 +193,7 @@ def test_without_predictor_the_stop_gradient_only_halves_the_gradient(method):
     assert max(grad.abs().max() for grad in free[1].values()) > 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SIX)
 def test_squared_distance_of_directions_is_the_cosine_twice(method):
     """|p/|p| - t/|t||^2 = 2 - 2 cos(p, t), so MSE at half the weight trains as the cosine, and its loss lies 1 higher."""
     recipe = tiny(method, *LOUD[method])
@@ -188,10 +203,13 @@ def test_squared_distance_of_directions_is_the_cosine_twice(method):
     agree(student(model), student(other))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["moco", "byol", "simsiam", "dino"])
 def test_micro_batches_make_one_step(method):
-    """Without BatchNorm, n micro-batches are the batch: the same mean loss and gradient, and the teacher moves once."""
-    recipe = tiny(method, *LOUD[method], "projector.bn=none", "predictor.bn=none")
+    """Without BatchNorm, n micro-batches are the batch: the same mean loss and gradient, and teacher, queue and centre move once.
+
+    Not in SimCLR and SwAV, whose loss compares the images of a batch with each other.
+    """
+    recipe = tiny(method, *LOUD[method], *without_bn(method))
     whole = build(recipe, norm=nn.LayerNorm)
     whole_steps = list(train(whole, [draw(recipe, seed) for seed in range(3)]))
     for n in (2, 4, 8):
@@ -199,6 +217,32 @@ def test_micro_batches_make_one_step(method):
         parts.recipe = recipe.edit([f"accumulate={n}"])
         agree(list(train(parts, [draw(recipe, seed) for seed in range(3)])), whole_steps)
         agree(parts.state_dict(), whole.state_dict())
+
+
+def test_swavs_queue_of_micro_batches_is_that_of_the_batch():
+    recipe = tiny("swav", *without_bn("swav"), "terms.views.loss.queue=12", "terms.views.loss.queue_from=0")
+    queues = []
+    for n in (1, 2, 4):
+        model = build(recipe, norm=nn.LayerNorm)
+        model.recipe = recipe.edit([f"accumulate={n}"])
+        next(train(model, [draw(recipe, 0)]))
+        queues.append(model.terms["views"].loss.queue)
+    assert queues[0].any()
+    agree(queues[1:], [queues[0]] * 2)
+
+
+@pytest.mark.parametrize(("method", "weight"), [("dino", "student.projector.5.weight"), ("swav", "terms.views.loss.prototypes.weight")])
+def test_frozen_prototypes_get_no_update_until_their_epoch(method, weight):
+    """No step, no decay, no momentum; and only they are frozen."""
+    recipe = tiny(method, *LOUD[method], "weight_decay.base=0.1")
+    model = build(recipe)
+    frozen = [p for group in model.param_groups() if group["frozen_epochs"] == 1 for p in group["params"]]
+    assert [id(p) for p in frozen] == [id(model.get_parameter(weight))]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for step, (_, grads) in enumerate(train(model, [draw(recipe, seed) for seed in range(3)])):
+        assert grads[weight].abs().max() > 1e-6  # it is not for want of a gradient
+        moved = {name for name, p in model.named_parameters() if name in grads and (p - before[name]).abs().max() > 1e-12}
+        assert moved == set(grads) - ({weight} if step < STEPS_PER_EPOCH else set())
 
 
 def test_the_average_moves_once_a_step():
@@ -214,13 +258,27 @@ def test_the_average_moves_once_a_step():
 
 # Terms.
 
-LOSSES = [Cosine(), MSE(), MSE(l2=False), CrossEntropy(student_temperature=0.5)]
+DISTANCES = {
+    "cosine": (Cosine(), lambda p, t: -cosine(p, t).mean()),
+    "mse": (MSE(), lambda p, t: (2 - 2 * cosine(p, t)).mean()),
+    "mse without l2": (MSE(l2=False), lambda p, t: (p - t).square().sum(1).mean()),
+    "cross-entropy": (CrossEntropy(temperature=0.5), lambda p, t: -(t.softmax(1) * (p / 0.5).softmax(1).log()).sum(1).mean()),
+}
+"""each with its formula"""
+
+
+def loss_of(term, p, t, now=START):
+    return term.build(p.shape[-1]).double()(Output(p), Output(t), now)
 
 
 def grads_of(term, p, t):
     p, t = p.clone().requires_grad_(), t.clone().requires_grad_()
-    loss = term(p, t)
+    loss = loss_of(term, p, t)
     return loss.detach(), *torch.autograd.grad(loss, (p, t))
+
+
+def cosine(p, t):
+    return (p * t).sum(1) / (p.norm(dim=1) * t.norm(dim=1))
 
 
 @settings(max_examples=25, deadline=None)
@@ -228,27 +286,34 @@ def grads_of(term, p, t):
 def test_mse_is_two_plus_two_cosines_in_value_and_gradient(seed, b, d, weight):
     p, t = torch.randn(2, 2, b, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assume(min(p.norm(dim=-1).min(), t.norm(dim=-1).min()) > 0.05)
-    mse, mse_dp, mse_dt = grads_of(Term(loss=MSE(), weight=weight), p, t)
-    cosine, cosine_dp, cosine_dt = grads_of(Term(loss=Cosine(), weight=weight), p, t)
+    mse, mse_dp, mse_dt = grads_of(Term(loss=MSE(), weight=Schedule(base=weight)), p, t)
+    cosine, cosine_dp, cosine_dt = grads_of(Term(loss=Cosine(), weight=Schedule(base=weight)), p, t)
     agree(mse, 2 * weight + 2 * cosine)
     agree((mse_dp, mse_dt), (2 * cosine_dp, 2 * cosine_dt))
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.kind}{'' if getattr(loss, 'l2', True) else ' without l2'}")
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
-    ("pairs", "views", "compared"),
-    [("cross", 2, [(0, 1), (1, 0)]), ("one-way", 2, [(0, 1)]), ("one-way-doubled", 4, [(0, 1), (2, 3)])],
+    ("pairs", "students", "teachers", "compared"),
+    [
+        ("cross", 2, 2, [(0, 1), (1, 0)]),
+        ("cross", 4, 2, [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1)]),
+        ("one-way", 2, 2, [(0, 1)]),
+        ("one-way", 4, 2, [(0, 1)]),
+        ("one-way-doubled", 4, 4, [(0, 1), (2, 3)]),
+    ],
 )
-def test_a_term_compares_its_pairs_and_no_other(loss, pairs, views, compared):
-    p, t = torch.randn(2, views, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value, dp, dt = grads_of(Term(loss=loss, pairs=pairs, weight=3.0), p, t)
-    agree(value, 3.0 * sum(loss(p[i], t[j]) for i, j in compared) / len(compared))
-    assert [i for i in range(views) if dp[i].abs().max() > 0] == sorted(i for i, _ in compared)
-    assert [j for j in range(views) if dt[j].abs().max() > 0] == sorted(j for _, j in compared)
+def test_a_term_compares_its_pairs_and_no_other(distance, pairs, students, teachers, compared):
+    p, t = random(students, 5, 7), random(teachers, 5, 7, seed=1)
+    loss, formula = DISTANCES[distance]
+    value, dp, dt = grads_of(Term(loss=loss, pairs=pairs, weight=Schedule(base=3.0)), p, t)
+    agree(value, 3.0 * sum(formula(p[i], t[j]) for i, j in compared) / len(compared))
+    assert [i for i in range(students) if dp[i].abs().max() > 0] == sorted({i for i, _ in compared})
+    assert [j for j in range(teachers) if dt[j].abs().max() > 0] == sorted({j for _, j in compared})
 
 
 @pytest.mark.parametrize(("pairs", "views"), [("cross", 2), ("one-way", 2), ("one-way-doubled", 4)])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SIX)
 def test_a_recipe_asks_for_the_views_that_its_pairs_need(method, pairs, views):
     recipe = tiny(method, f"terms.views.pairs={pairs}")
     assert recipe.global_views == views
@@ -260,31 +325,252 @@ def test_a_doubled_loss_is_the_mean_of_two_one_way_losses():
     """Without BatchNorm; SimSiam Sec. 4.6, asymmetric 2x."""
     recipe = tiny("simsiam", "terms.views.pairs=one-way-doubled", "projector.bn=none", "predictor.bn=none")
     views = draw(recipe, 0)
-    doubled = build(recipe, norm=nn.LayerNorm)(views).loss
+    doubled = build(recipe, norm=nn.LayerNorm)(views, START).loss
     single = build(recipe.edit(["terms.views.pairs=one-way"]), norm=nn.LayerNorm)
-    agree(
-        doubled, (single(views._replace(crops=(views.crops[0][:2],))).loss + single(views._replace(crops=(views.crops[0][2:],))).loss) / 2
-    )
+    agree(doubled, sum(single(views._replace(crops=(views.crops[0][two],)), START).loss for two in (slice(0, 2), slice(2, 4))) / 2)
+
+
+# Targets.
+
+
+def seen_by(target, *batches):
+    """A target that has made a step on each of the batches [G, B, K]."""
+    built = target.build(batches[0].shape[-1]).double()
+    for t in batches:
+        built(t, START)
+        built.update()
+    return built
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), n=st.integers(1, 9), k=st.integers(2, 7), eps=st.floats(0.02, 1), iterations=st.integers(1, 4))
+def test_sinkhorn_in_logarithms_is_the_authors(seed, n, k, eps, iterations):
+    scores = random(n, k, seed=seed).tanh().requires_grad_()  # as cosines
+    ours, theirs = sinkhorn(scores / eps, iterations), swav.sinkhorn(scores, eps, iterations)
+    agree(ours, theirs)
+    on = random(n, k, seed=seed + 1)
+    agree(*(torch.autograd.grad((on * codes).sum(), scores)[0] for codes in (ours, theirs)), atol=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), n=st.integers(1, 9), k=st.integers(2, 7))
+def test_sinkhorn_gives_each_sample_one_and_each_prototype_an_equal_share(seed, n, k):
+    scores = random(n, k, seed=seed)
+    for iterations in (1, 3, 500):
+        codes = sinkhorn(scores, iterations)
+        assert codes.min() >= 0
+        agree(codes.sum(1), torch.ones(n, dtype=torch.float64))
+    agree(codes.sum(0), torch.full((k,), n / k, dtype=torch.float64), atol=1e-6)
+
+
+def test_sinkhorn_does_not_overflow():
+    """exp(100 / 0.05) is infinite in any format."""
+    codes = sinkhorn(torch.tensor([[100.0, -100.0], [99.0, -100.0]]) / 0.05, 3)
+    agree(codes.sum(1), torch.ones(2), atol=1e-6)
+
+
+def test_sinkhorn_takes_each_view_on_its_own():
+    t = random(2, 6, 4)
+    target = Sinkhorn(temperature=Schedule(base=0.5), iterations=2).build(4)
+    agree(target(t, START), torch.stack([swav.sinkhorn(view, 0.5, 2) for view in t]))
+
+
+def test_a_centre_that_never_moves_is_a_softmax():
+    """momentum = 1 takes centring out, and sharpening stays."""
+    temperature = "temperature: {base: 0.07, warmup: 30, warmup_from: 0.04}"
+    recipe = tiny("dino", *LOUD["dino"])
+    still = recipe.edit([f"terms.views.loss.target={{kind: centre, {temperature}, momentum: 1}}"])
+    plain = recipe.edit([f"terms.views.loss.target={{kind: softmax, {temperature}}}"])
+    (losses, model), (other_losses, other) = run(still), run(plain)
+    agree(losses, other_losses)
+    agree({n: t for n, t in student(model).items() if not n.endswith("centre")}, student(other))
+    assert not model.terms["views"].loss.target.centre.any()
+    with pytest.raises(AssertionError):
+        agree(run(recipe)[0], losses)  # the paper's centre makes a difference
+
+
+def test_the_centre_is_the_moving_average_of_the_logits():
+    """DINO eq. 4: over images and views, once a step; what is only looked at leaves no trace."""
+    m, batches = 0.7, [random(2, 5, 4, seed=seed) for seed in range(3)]
+    target, centre = Centre(momentum=m).build(4).double(), torch.zeros(4, dtype=torch.float64)
+    for t in batches:
+        tau = target.temperature.at(START)
+        agree(target(t, START), torch.softmax((t - centre) / tau, -1))
+        with torch.no_grad():
+            target(t + 10, START)
+        agree(target.centre, centre)  # nothing moves before the optimiser's step
+        target.update()
+        centre = m * centre + (1 - m) * t.flatten(0, 1).mean(0)
+        agree(target.centre, centre)
+    target.update()
+    agree(target.centre, centre)  # a step without a batch is none
+
+
+def test_the_centre_of_micro_batches_is_that_of_the_batch():
+    t = random(2, 8, 4)
+    whole = seen_by(Centre(momentum=0.5), t)
+    parts = Centre(momentum=0.5).build(4).double()
+    for micro in t.chunk(4, dim=1):
+        parts(micro, START)
+    parts.update()
+    agree(parts.centre, whole.centre)
+
+
+TARGETS = [Softmax(temperature=Schedule(base=0.5)), Centre(), Sinkhorn(temperature=Schedule(base=0.5))]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.kind)
+@pytest.mark.parametrize(("students", "teachers"), [(2, 2), (5, 2), (4, 4)])
+def test_a_cross_entropy_of_summed_targets_is_that_of_each_pair(target, students, teachers):
+    """DINO's nested loops, in value and gradients."""
+    earlier, p, t = (random(v, 6, 4, seed=n) for n, v in enumerate([teachers, students, teachers]))
+    loss = CrossEntropy(temperature=0.3, target=target).build(4).double()
+    loss.target = seen_by(target, earlier)  # a centre that is not 0
+    pairs = [(i, j) for j in range(teachers) for i in range(students) if i != j]
+    p, t = p.requires_grad_(), t.requires_grad_()
+    value = loss(p, t, pairs, START)
+    q = seen_by(target, earlier)(t, START)
+    loops = sum(-(q[j] * (p[i] / 0.3).softmax(-1).log()).sum(-1).mean() for i, j in pairs) / len(pairs)
+    agree(value, loops)
+    agree(torch.autograd.grad(value, (p, t)), torch.autograd.grad(loops, (p, t)))
+
+
+# Contrast.
+
+
+@pytest.mark.parametrize("K", [3, 8, 10, 20])
+def test_the_queue_is_first_in_first_out(K):
+    """As one list of all keys that ever came, of which the last K are kept; K below, at and above the batch of 8."""
+    loss = InfoNCE(queue=K).build(4).double()
+    came = loss.queue.clone()
+    agree(came.norm(dim=1), torch.ones(K, dtype=torch.float64), atol=1e-6)
+    for step in range(4):
+        p, t = random(2, 8, 4, seed=2 * step), random(2, 8, 4, seed=2 * step + 1)
+        for micro in range(2):  # micro-batches
+            images = slice(4 * micro, 4 * micro + 4)
+            loss(p[:, images], t[:, images], [(0, 1)], START)
+        with torch.no_grad():
+            loss(p + 1, t + 1, [(0, 1)], START)  # is only looked at
+        agree(loss.queue, came[-K:], atol=0)  # the step's own keys are no negatives of it
+        loss.update()
+        came = torch.cat([came, nn.functional.normalize(t[1], dim=1)])
+        agree(loss.queue, came[-K:])
+
+
+def test_a_contrast_is_of_directions():
+    """And against the queue: the loss is the same whatever the lengths, and falls as the positive comes closer."""
+    loss = InfoNCE(queue=6).build(4).double()
+    p, t = random(2, 5, 4), random(2, 5, 4, seed=1)
+    value = loss(p, t, [(0, 1)], START)
+    agree(loss(3 * p, 0.2 * t, [(0, 1)], START), value)
+    assert loss(p, torch.stack([t[0], p[0]]), [(0, 1)], START) < value
+
+
+def test_nt_xent_is_info_nce_whose_queue_is_the_rest_of_the_batch():
+    """SimCLR eq. 1: of the 2B views, all but itself and the positive are negatives, 2B - 2."""
+    B, tau = 5, 0.3
+    z = random(2, B, 4)
+    views = [(v, b) for v in range(2) for b in range(B)]
+    losses = []
+    for v, b in views:
+        others = [z[w, c] for w, c in views if (w, c) not in ((v, b), (1 - v, b))]
+        assert len(others) == 2 * B - 2
+        info = InfoNCE(temperature=tau, queue=len(others)).build(4).double()
+        info.queue.copy_(nn.functional.normalize(torch.stack(others), dim=1))
+        losses.append(info(z[None, v, b : b + 1], z[None, 1 - v, b : b + 1], [(0, 0)], START))
+    agree(loss_of(Term(loss=NTXent(temperature=tau)), z, z), torch.stack(losses).mean())
+
+
+# SwAV's queue.
+
+AT_ONCE, LATER = Progress(0, STEPS_PER_EPOCH, 3), Progress(2 * STEPS_PER_EPOCH, STEPS_PER_EPOCH, 3)
+EPSILON, TAU = 0.3, 0.5
+
+
+def swapped(queue, **fields):
+    torch.manual_seed(0)
+    loss = Swapped(prototypes=5, temperature=TAU, epsilon=EPSILON, queue=queue, **fields).build(4).double()
+    loss.update()
+    return loss
+
+
+def swapped_by_hand(loss, p, t, queue):
+    """queue: [2, L, D], L = 0 for none."""
+    p, t = (x / x.norm(dim=-1, keepdim=True) for x in (p, t))
+    C = loss.prototypes.weight.detach()
+    codes = [swav.sinkhorn(torch.cat([t[j], queue[j]]) @ C.T, EPSILON)[: t.shape[1]] for j in range(2)]
+    pairs = [(i, j) for i in range(len(p)) for j in range(2) if i != j]
+    return sum(-(codes[j] * (p[i] @ C.T / TAU).softmax(-1).log()).sum(-1).mean() for i, j in pairs) / len(pairs)
+
+
+CROSS = [(i, j) for i in range(3) for j in range(2) if i != j]
+NO_QUEUE = torch.zeros(2, 0, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("length", [6, 12])
+def test_a_full_queue_joins_the_batch_when_codes_are_made_and_only_then(length):
+    """Two batches of 6 came in the epochs that have a queue: each view's codes are an equal partition of the batch and what came as
+    that view, the latest first."""
+    loss = swapped(length, queue_from=2)
+    came = []
+    for seed in range(2):
+        t = random(2, 6, 4, seed=seed)
+        loss(random(3, 6, 4), t, CROSS, LATER)
+        loss.update()
+        came.insert(0, nn.functional.normalize(t, dim=-1))
+    queue = torch.cat(came, 1)[:, :length]
+    agree(loss.queue, queue)
+    p, t = random(3, 6, 4, seed=7), random(2, 6, 4, seed=8)
+    agree(loss(p, t, CROSS, LATER), swapped_by_hand(loss, p, t, queue))
+    agree(loss(p, t, CROSS, AT_ONCE), swapped_by_hand(loss, p, t, NO_QUEUE))  # before epoch `queue_from`
+
+
+def test_a_queue_that_is_not_full_is_not_used():
+    """SwAV's code: `if not torch.all(queue[i, -1, :] == 0)`. The rows that are still 0 are no images."""
+    loss = swapped(12, queue_from=2)
+    loss(random(3, 6, 4), random(2, 6, 4, seed=1), CROSS, LATER)
+    loss.update()
+    p, t = random(3, 6, 4, seed=7), random(2, 6, 4, seed=8)
+    agree(loss(p, t, CROSS, LATER), swapped_by_hand(loss, p, t, NO_QUEUE))
+
+
+@pytest.mark.parametrize("queue", [0, 8])
+def test_swav_of_two_pairs_of_views_has_a_queue_for_each(queue):
+    recipe = tiny("swav", "terms.views.pairs=one-way-doubled", f"terms.views.loss.queue={queue}", "terms.views.loss.queue_from=0")
+    losses, _ = run(recipe)
+    assert losses.isfinite().all()
 
 
 # Edits.
 
-NOT_THERE = {("simsiam", "momentum-teacher"), ("byol", "output-bn")}
-REFUSED = {("byol", "stop-gradient")}
+FITTING = {
+    "simclr": ["symmetry", "output-bn", "projector-bn", "projector"],
+    "moco": ["momentum-teacher", "projector"],
+    "swav": ["stop-gradient", "symmetry", "projector-bn", "projector", "multi-crop"],
+    "byol": [
+        *("predictor", "predictor-training", "momentum-teacher", "symmetry", "cosine"),
+        *("projector-bn", "predictor-bn", "projector"),
+    ],
+    "simsiam": [
+        *("stop-gradient", "predictor", "predictor-training", "symmetry", "cosine"),
+        *("output-bn", "projector-bn", "predictor-bn", "projector"),
+    ],
+    "dino": ["symmetry", "projector", "centring", "sharpening", "multi-crop"],
+}
+"""what each method has that can be taken out by itself"""
+REFUSED = {
+    ("moco", "stop-gradient"): r"stop_gradient=false.*teacher=ema",
+    ("byol", "stop-gradient"): r"stop_gradient=false.*teacher=ema",
+    ("dino", "stop-gradient"): r"stop_gradient=false.*teacher=ema",
+    ("dino", "momentum-teacher"): r"keep=teacher with teacher=shared",
+}
+"""what another slot rests on, and what the message says of it"""
+LACKING = [(method, name) for method in SIX for name in EDITS if name not in FITTING[method] and (method, name) not in REFUSED]
 
 
-@pytest.mark.parametrize("name", EDITS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "name"), [(method, name) for method in SIX for name in FITTING[method]])
 def test_an_edit_changes_one_key(method, name):
     recipe = METHODS[method]
-    if (method, name) in NOT_THERE:
-        with pytest.raises(Misuse, match=f"{name}.*{method} has none to take out"):
-            without(recipe, [name])
-        return
-    if (method, name) in REFUSED:
-        with pytest.raises(Misuse, match=r"stop_gradient=false.*teacher=ema"):
-            without(recipe, [name])
-        return
     (setting,) = without(recipe, [name])
     key = setting.partition("=")[0]
     paths = [path for path, _, _ in diff(recipe, recipe.edit([setting]))]
@@ -292,9 +578,31 @@ def test_an_edit_changes_one_key(method, name):
     assert all(path == key or path.startswith(f"{key}.") for path in paths)
 
 
-@pytest.mark.parametrize(("method", "name"), [(m, e) for m in METHODS for e in EDITS if (m, e) not in NOT_THERE | REFUSED])
+@pytest.mark.parametrize(("method", "name"), LACKING)
+def test_what_a_method_lacks_cannot_be_taken_out(method, name):
+    with pytest.raises(Misuse, match=f"{name}.*{method} has none to take out|is none here|has no|unknown key"):
+        without(METHODS[method], [name])
+
+
+@pytest.mark.parametrize(("method", "name"), REFUSED)
+def test_an_edit_that_contradicts_another_slot_says_so(method, name):
+    with pytest.raises(Misuse, match=REFUSED[method, name]):
+        without(METHODS[method], [name])
+
+
+@pytest.mark.parametrize(("method", "name"), [(method, name) for method in SIX for name in FITTING[method]])
 def test_an_edited_recipe_trains(method, name):
-    _, model = run(tiny(method, *LOUD[method], EDITS[name].setting))
+    recipe = tiny(method, *LOUD[method], EDITS[name].setting)
+    start = {n: p.clone() for n, p in build(recipe).student.named_parameters()}
+    _, model = run(recipe)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert all((p - start[n]).abs().max() > 0 for n, p in model.student.named_parameters())
+
+
+def test_the_momentum_teacher_of_dino_is_taken_out_with_what_is_kept():
+    """DINO Fig. 6: the student's copy as its teacher."""
+    recipe = tiny("dino", *LOUD["dino"], EDITS["momentum-teacher"].setting, "keep=student")
+    _, model = run(recipe)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -55,7 +56,7 @@ def pretrain(
     maps [B, C, H, W] to [B, F]. without: ingredients to take out. out: the run folder. resume: go on from its checkpoint.
     Raises `Misuse` for what cannot be done, before anything is written.
     """
-    console = console or Console()
+    console = console or Console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)  # of several processes one speaks
     if isinstance(data, Tensor):
         data = Source("tensor", Pixels(data))
     source = data if isinstance(data, Source) else None
@@ -69,7 +70,7 @@ def pretrain(
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console)
     base = recipe_of(method) if isinstance(method, str) else method
     asked += edits(base.edit(asked), without)
-    path = new_folder(Path(out) if out else None, "run") if out else None
+    path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, lines = resolve(base, asked, source)
     for note in source.notes:
         console.print(note, soft_wrap=True)

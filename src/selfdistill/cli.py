@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -48,10 +49,11 @@ def pretrain(
     else:
         raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill pretrain simsiam data=digits")
     try:
-        run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume, console=console)
+        run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume)
     except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
         raise typer.Exit(_said(e, 128 + e.signum)) from e
-    _summary(run)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _summary(run)
 
 
 def _summary(run: api.Run) -> None:  # type: ignore[name-defined]  # noqa: F821
@@ -86,25 +88,32 @@ def methods() -> None:
     """List the methods and what fills their slots."""
     from selfdistill import api
 
-    table = Table("slot", *api.METHODS, show_lines=True)
-    rows = [_slots(recipe) for recipe in api.METHODS.values()]
-    for slot in rows[0]:
-        table.add_row(slot, *(row[slot] for row in rows))
+    rows = {name: _slots(recipe) for name, recipe in api.METHODS.items()}
+    table = Table("method", *rows["simsiam"], show_lines=True)
+    table.columns[0].no_wrap = True
+    for name, slots in rows.items():
+        table.add_row(name, *slots.values())
     console.print(table)
 
 
 def _slots(r: api.Recipe) -> dict[str, str]:  # type: ignore[name-defined]  # noqa: F821
     """What fills each slot, in a few words: the design's table, read off the recipe."""
-    g, h, teacher = r.projector, r.predictor, r.teacher
+    g, h, teacher, views = r.projector, r.predictor, r.teacher, r.views
+    locals_ = f" + {views.locals.count} local" if views.locals else ""
+    losses = [
+        f"{name}: {term.loss.kind}" + (f", {term.loss.target.kind}" if term.loss.kind == "cross-entropy" else "")
+        for name, term in r.terms.items()
+    ]
     return {
-        "views": f"{r.global_views} crops of {r.views.size}" + (", asymmetric" if r.views.second else ""),
-        "projector": f"MLP {'-'.join(map(str, (*g.hidden, g.out)))}, BN {g.bn}" if g else "none",
-        "predictor": f"MLP {'-'.join(map(str, h.hidden))}, BN {h.bn}" if h else "none",
-        "teacher": f"EMA, tau {teacher.tau.base} to {teacher.tau.end}" if teacher.kind == "ema" else teacher.kind,
+        "views": f"{r.global_views} crops{locals_}" + (", asymmetric" if views.second else "") + (", masks" if views.masks else ""),
+        "projector": f"{g.kind} {'-'.join(map(str, (*g.hidden, g.out)))}" if g else "none",
+        "predictor": f"{h.kind} {'-'.join(map(str, h.hidden))}" if h else "none",
+        "teacher": f"ema {teacher.tau.base:g}" + (f" to {teacher.tau.end:g}" if teacher.tau.end else "")
+        if teacher.kind == "ema"
+        else teacher.kind,
         "stop-gradient": "yes" if r.stop_gradient else "no",
-        "loss": ", ".join(f"{name}: {term.loss.kind} x {term.weight:g}, {term.pairs}" for name, term in r.terms.items()),
-        "optimiser": f"{r.optimizer.kind}, lr {r.lr.base} x batch/256, weight decay {r.weight_decay.base:g}",
-        "length": f"{r.epochs} epochs, batch {r.batch_size}",
+        "loss": "; ".join(losses),
+        "pairs": "; ".join(term.pairs if term.on == "cls" else "same view" for term in r.terms.values()),
     }
 
 
@@ -137,7 +146,6 @@ def diff(a: str, b: str) -> None:
 @app.command()
 def doctor() -> None:
     """Say what this machine has: versions, devices, bf16, data sets."""
-    import os
     import shutil
 
     import torch
@@ -166,7 +174,7 @@ def main() -> None:
         app()
     except Misuse as e:
         sys.exit(_said(e, 2))
-    except Failure as e:
+    except (Failure, OSError) as e:  # OSError: a full disk, a folder that vanished
         sys.exit(_said(e, 1))
 
 

@@ -15,13 +15,13 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse
 from selfdistill.parts.encoder import Encoder
-from selfdistill.parts.head import Predictor, Projector
+from selfdistill.parts.head import DINOHead, Predictor, Projector
 from selfdistill.parts.loss import Term, global_views
 from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
 from selfdistill.spec import Spec
-from selfdistill.views.spec import TwoCrops
+from selfdistill.views.spec import Crops
 
 Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
 
@@ -33,12 +33,14 @@ class Recipe(Spec):
     """the name under which `selfdistill methods` lists it"""
 
     # The slots of the algorithm (siamese.py).
-    views: TwoCrops = TwoCrops()
+    views: Crops = Crops()
     """what each image is turned into"""
     encoder: Encoder = Encoder()
     """f, the backbone that is kept at the end"""
-    projector: Projector | None = Projector()
+    projector: Annotated[Projector | DINOHead, Field(discriminator="kind")] | None = Projector()
     """g, on both sides; none: the loss works on the features"""
+    patch_projector: Annotated[Projector | DINOHead, Field(discriminator="kind")] | None = None
+    """the head of masked patches; none: the projector serves them too (iBOT Table 17: shared is better)"""
     predictor: Predictor | None = None
     """h, on the student's side only"""
     teacher: Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="kind")] = Shared()
@@ -74,11 +76,18 @@ class Recipe(Spec):
     """a built-in set's name or a folder of images"""
     preset: str = "auto"
     """what the data needs instead of ImageNet's values (presets.py); auto: by the data, none: the paper's values"""
+    labels: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
+    """training images that keep their label, a number or a share, the same for each class, drawn by seed; none: labels are not
+    trained on (probes look at them all the same)"""
+    labelled_share: float = Field(0.25, gt=0, le=1)
+    """of a batch, where there are labels to train on"""
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip a file that is no image and list it, or stop at the first"""
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware has it; the loss stays in fp32"""
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """processes that train together, one for each GPU (auto: all), or on the CPU; batch_size is shared among them"""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """processes that decode images of a folder; sets held in memory need none"""
     probe_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -94,10 +103,16 @@ class Recipe(Spec):
                 f"stop_gradient=false with teacher={self.teacher.kind}: that teacher is a copy with weights of its own, which no gradient "
                 "reaches; the stop-gradient is built in. Take the copy away too: teacher=shared (--without momentum-teacher)"
             )
+        for name, term in self.terms.items():
+            if term.on == "patch" and self.views.masks is None:
+                raise ValueError(f"terms.{name} compares masked patches, and views.masks=none: give views.masks, or take the term out")
+        if self.patch_projector and self.projector and self.patch_projector.out != self.projector.out:
+            raise ValueError(f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}")
+        if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
+            raise ValueError(f"labels={self.labels}: it goes with a term that learns from labels (mean-teacher's), and only with one")
         if self.keep == "teacher" and not own:
             raise ValueError(f"keep=teacher with teacher={self.teacher.kind}, which has no weights of its own: use keep=student")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        self.micro_batch(self.devices if isinstance(self.devices, int) else 1)
         for name in ("mean", "std"):
             if len(getattr(self.views, name)) not in (1, self.encoder.channels):
                 raise ValueError(f"views.{name} has {len(getattr(self.views, name))} values for images of {self.encoder.channels} channels")
@@ -107,6 +122,12 @@ class Recipe(Spec):
     def global_views(self) -> int:
         """How many global views of each image the terms need."""
         return max(global_views(term.pairs) for term in self.terms.values())
+
+    def micro_batch(self, ranks: int) -> int:
+        """Images that one of `ranks` processes sees at a time. Raises `Misuse` where the shares would not be equal."""
+        if self.batch_size % (ranks * self.accumulate):
+            raise Misuse(f"batch_size={self.batch_size} is not a multiple of devices={ranks} x accumulate={self.accumulate}")
+        return self.batch_size // (ranks * self.accumulate)
 
     @property
     def lr_factor(self) -> float:
@@ -154,8 +175,13 @@ class Recipe(Spec):
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """(path, value in a, value in b) for each leaf that differs; a leaf that one side lacks is None."""
-    left, right = (dict(_leaves(r.model_dump(mode="json"))) for r in (a, b))
+    left, right = dict(leaves(a)), dict(leaves(b))
     return [(path, left.get(path), right.get(path)) for path in {**left, **right} if left.get(path) != right.get(path)]
+
+
+def leaves(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """(path, value) for each field that holds no others."""
+    return _leaves(recipe.model_dump(mode="json"))
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,31 +20,43 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.parts.encoder import Backbone
+from selfdistill.parts.head import FrozenAtFirst
+from selfdistill.parts.loss import Output
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.views.batch import Views
 
 
 class Step(NamedTuple):
-    """What one forward pass leaves. z, p: [V, B, D]; t: [G, B, D]."""
+    """What one forward pass leaves: the student's projections z, its predictions p, the teacher's targets t."""
 
     loss: Tensor
     losses: dict[str, Tensor]
-    z: Tensor
-    p: Tensor
-    t: Tensor
+    z: Output
+    p: Output
+    t: Output
 
 
 class Student(nn.Module):
     """Encoder and projector: crops to projections. BatchNorm sees each view alone, or all views of one size together."""
 
-    def __init__(self, backbone: Backbone, projector: nn.Module, bn_joint: bool):
+    def __init__(self, backbone: Backbone, projector: nn.Module, patch_projector: nn.Module | None, masked: bool, bn_joint: bool):
         super().__init__()
         self.backbone, self.projector, self.bn_joint = backbone, projector, bn_joint
+        self.patch_projector = patch_projector  # none: patches go through the projector too
+        self.mask_token = nn.Parameter(torch.zeros(backbone.dim)) if masked else None
 
-    def forward(self, crops: tuple[Tensor, ...]) -> Tensor:
-        h = torch.cat([self.each(self.backbone, x) for x in crops])  # [V, B, F]
-        return self.each(self.projector, h)  # [V, B, D]
+    def forward(self, crops: tuple[Tensor, ...], masks: Tensor | None = None, hide: bool = True) -> Output:
+        """masks: [G, B, h, w], the patches of the global views whose projections are asked for; hidden from the encoder if `hide`."""
+        if masks is None:
+            h = torch.cat([self.each(self.backbone, x) for x in crops])  # [V, B, F]
+            return Output(self.each(self.projector, h))  # [V, B, D]
+        G = crops[0].shape[:2]
+        flat = masks.flatten(0, 1)
+        cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token)
+        h = torch.cat([cls.unflatten(0, G), *(self.each(self.backbone, x) for x in crops[1:])])  # [V, B, F]
+        project = self.patch_projector or self.projector
+        return Output(self.each(self.projector, h), project(patches[flat.flatten(1)]))  # [V, B, D], [M, D]: masked patches only
 
     def each(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.bn_joint:
@@ -61,39 +73,55 @@ class Siamese(nn.Module):
         size, channels = recipe.views.size, recipe.encoder.channels
         backbone = recipe.encoder.build(size) if encoder is None else Backbone(encoder, channels, size)
         projector = recipe.projector.build(backbone.dim) if recipe.projector else nn.Identity()
+        patch_projector = recipe.patch_projector.build(backbone.dim) if recipe.patch_projector else None
         dim = recipe.projector.out if recipe.projector else backbone.dim
-        self.student = Student(backbone, projector, recipe.bn_joint)
+        masked = recipe.views.masks is not None
+        if recipe.views.masks:
+            backbone.check_patches(size // recipe.views.masks.patch, channels, size)
+        self.student = Student(backbone, projector, patch_projector, masked, recipe.bn_joint)
         self.predictor: nn.Module = recipe.predictor.build(dim) if recipe.predictor else nn.Identity()
         self.teacher: Any = recipe.teacher.build(self.student, dim, images)
+        # One way and with a teacher of its own, a view is for one of the two networks: the other need not see it (MoCo Alg. 1).
+        self.split = recipe.teacher.own_weights and all(term.pairs != "cross" for term in recipe.terms.values())
+        self.terms = nn.ModuleDict({name: term.build(dim, self.split) for name, term in recipe.terms.items()})
         self.recipe = recipe
 
-    def forward(self, views: Views) -> Step:
-        z = self.student(views.crops)  # [V, B, D]
-        p = self.student.each(self.predictor, z)  # [V, B, D]
-        t = self.teacher(views.crops[0], views.ids, z)  # [G, B, D]
+    def forward(self, views: Views, progress: Progress) -> Step:
+        seen, predicted = (views.crops[0][0::2], views.crops[0][1::2]) if self.split else (views.crops[0], views.crops[0])
+        z = self.student((seen, *views.crops[1:]), views.masks)  # cls [V, B, D]; patch [M, D], masked patches only
+        p = Output(self.student.each(self.predictor, z.cls), z.patch)  # the same shapes
+        t = self.teacher(predicted, views.ids, views.masks, z)  # cls [G, B, D]; patch [M, D]
         if self.recipe.stop_gradient:
             t = t.detach()  # the only stop-gradient in the package
-        losses = {name: term(p, t) for name, term in self.recipe.terms.items()}
-        return Step(sum(losses.values(), z.new_zeros(())), losses, z, p, t)
+        losses = {name: term(p, t, progress, views.masks, views.labels) for name, term in self.terms.items()}
+        return Step(sum(losses.values(), z.cls.new_zeros(())), losses, z, p, t)
 
     def after_step(self, progress: Progress) -> None:
         """Once per optimiser step, never per micro-batch. `progress` counts that step."""
         self.teacher.update(self.student, progress)
+        for term in self.terms.children():
+            term.update()  # type: ignore[operator]
+
+    @property
+    def networks(self) -> dict[str, Student]:
+        """The student, and the teacher where it has weights of its own."""
+        return {"student": self.student, **({"teacher": self.teacher.net} if self.recipe.teacher.own_weights else {})}
 
     @property
     def backbone(self) -> Backbone:
         """The encoder that the paper evaluates."""
-        return (self.teacher.net if self.recipe.keep == "teacher" else self.student).backbone
+        return self.networks[self.recipe.keep].backbone
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters by what their learning rate and weight decay do: `lr_scale`, `lr_decay`, `weight_decayed`."""
+        """Trainable parameters by what becomes of them: `lr_scale`, `lr_decay`, `weight_decayed`, `frozen_epochs`."""
         h = self.recipe.predictor
-        parts = [(self.student, 1.0, True), (self.predictor, h.lr_scale if h else 1.0, h.lr_decay if h else True)]
-        groups = []
-        for module, scale, decay in parts:
-            for matrices in (True, False):
-                params = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == matrices]
-                weight_decayed = matrices or self.recipe.decay_norm_and_bias
-                if params:
-                    groups.append({"params": params, "lr_scale": scale, "lr_decay": decay, "weight_decayed": weight_decayed})
-        return groups
+        kept = {id(m.weight): m.epochs for m in self.modules() if isinstance(m, FrozenAtFirst)}
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for part in ("student", "predictor", "terms"):
+            scale, decay = (h.lr_scale, h.lr_decay) if part == "predictor" and h else (1.0, True)
+            for p in self.get_submodule(part).parameters():
+                decayed = p.ndim > 1 or self.recipe.decay_norm_and_bias
+                fate = {"lr_scale": scale, "lr_decay": decay, "weight_decayed": decayed, "frozen_epochs": kept.get(id(p), 0.0)}
+                if p.requires_grad:
+                    groups.setdefault((part, *fate.values()), {"params": [], **fate})["params"].append(p)
+        return list(groups.values())

@@ -9,25 +9,53 @@ from torch import Tensor, nn
 from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
-from selfdistill.siamese import Siamese
-from selfdistill.train.loop import set_schedules
+from selfdistill.siamese import Siamese, Step
+from selfdistill.train.loop import _clip, _freeze, set_schedules
 from selfdistill.views.batch import Views
 
 STEPS_PER_EPOCH = 2
 IMAGES = 24
 """in the imagined data set"""
+SIX = ("simclr", "moco", "swav", "byol", "simsiam", "dino")
+"""methods with one term, `views`, over whole views"""
+OWN = {
+    "moco": ["terms.views.loss.queue=20"],
+    "swav": ["terms.views.loss.prototypes=5"],
+    "dino": ["projector.bottleneck=5"],
+}
+"""sizes that only one method has"""
+LOUD = {
+    "simclr": ["lr.base=30", "lr.warmup=0", "optimizer.trust=0.03"],
+    "moco": ["lr.base=3"],
+    "swav": ["lr.base=30", "lr.warmup=0", "optimizer.trust=0.03"],
+    "byol": ["lr.base=30", "lr.warmup=0", "optimizer.trust=0.03"],
+    "simsiam": ["lr.base=3"],
+    "dino": ["lr.base=1", "lr.warmup=0"],
+}
+"""steps that move the weights of a tiny net by several percent"""
 
 
 def tiny(method: str, *settings: str, width: int = 12, dim: int = 6, batch: int = 8) -> Recipe:
-    """A method's recipe, its hidden layers `width` wide and its projections `dim`, then `settings`."""
-    hidden = {"simsiam": f"[{width}, {width}]", "byol": f"[{width}]"}[method]
+    """A method's recipe, its hidden layers `width` wide and its projections `dim`, two local crops where it has any; then `settings`."""
+    paper = METHODS[method]
     sizes = ["views.size=8", "encoder.channels=1", "views.mean=[0.5]", "views.std=[0.5]", f"batch_size={batch}", "epochs=3"]
-    heads = [f"projector.hidden={hidden}", f"projector.out={dim}", f"predictor.hidden=[{width}]"]
-    return METHODS[method].edit([*sizes, *heads, *settings])
+    heads = [f"projector.hidden={[width] * len(paper.projector.hidden)}", f"projector.out={dim}"]
+    if paper.predictor:
+        heads.append(f"predictor.hidden=[{width}]")
+    if paper.views.locals:
+        sizes += ["views.locals.count=2", "views.locals.size=6"]
+    return paper.edit([*sizes, *heads, *OWN.get(method, []), *settings])
+
+
+def without_bn(method: str) -> list[str]:
+    """Settings that, with LayerNorm in the encoder, leave each image on its own."""
+    return ["projector.bn=none", *(["predictor.bn=none"] if METHODS[method].predictor else [])]
 
 
 def encoder(width: int = 10, norm: Callable[[int], nn.Module] = nn.BatchNorm1d) -> nn.Module:
-    return nn.Sequential(OrderedDict(flat=nn.Flatten(), fc=nn.Linear(64, width), bn=norm(width), relu=nn.ReLU()))
+    """Takes crops of any size."""
+    layers = {"pool": nn.AdaptiveAvgPool2d(4), "flat": nn.Flatten(), "fc": nn.Linear(16, width), "bn": norm(width), "relu": nn.ReLU()}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def build(recipe: Recipe, seed: int = 0, norm: Callable[[int], nn.Module] = nn.BatchNorm1d) -> Siamese:
@@ -41,29 +69,45 @@ def build(recipe: Recipe, seed: int = 0, norm: Callable[[int], nn.Module] = nn.B
         nn.init.normal_(p, std=0.5)
     for copied, p in zip(model.teacher.parameters(), model.student.parameters(), strict=False):
         copied.data.copy_(p)
+    for term in model.terms.children():
+        term.update()  # rows of unit length to 16 digits, not to float32's 8
     return model
 
 
 def draw(recipe: Recipe, seed: int) -> Views:
     """Random pixels, and the images' places in the data set."""
     g = torch.Generator().manual_seed(seed)
-    crops = torch.randn(recipe.global_views, recipe.batch_size, 1, 8, 8, generator=g, dtype=torch.float64)
-    return Views((crops,), torch.randperm(IMAGES, generator=g)[: recipe.batch_size])
+    sizes = [(len(views), views[0][1]) for views in recipe.views.of_each_size(recipe.global_views)]
+    crops = [torch.randn(count, recipe.batch_size, 1, side, side, generator=g, dtype=torch.float64) for count, side in sizes]
+    return Views(tuple(crops), torch.randperm(IMAGES, generator=g)[: recipe.batch_size])
 
 
-def train(model: Siamese, batches: Iterable[Views]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """After each optimiser step, the mean loss of its micro-batches and the gradients by name."""
+def part(views: Views, n: int, of: int) -> Views:
+    """The n-th of `of` equal parts of the images."""
+    return Views(tuple(crops.chunk(of, dim=1)[n] for crops in views.crops), views.ids.chunk(of)[n])
+
+
+def train(
+    model: Siamese, batches: Iterable[Views], forward: Callable[[Views, Progress], Step] | None = None
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """After each optimiser step, the mean loss of its micro-batches and the gradients by name, as they were before clipping.
+
+    forward: the model as others wrap it (DistributedDataParallel); none: the model itself.
+    """
     recipe = model.recipe
     optimizer = recipe.optimizer.build(model.param_groups())
     for step, views in enumerate(batches):
-        set_schedules(optimizer, recipe, Progress(step, STEPS_PER_EPOCH, recipe.epochs))
+        now = Progress(step, STEPS_PER_EPOCH, recipe.epochs)
+        set_schedules(optimizer, recipe, now)
         optimizer.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
-        n = recipe.accumulate
-        for crops, ids in zip(views.crops[0].chunk(n, dim=1), views.ids.chunk(n), strict=True):
-            part = model(Views((crops,), ids)).loss / n
-            part.backward()
-            loss += part.detach()
+        for micro in range(recipe.accumulate):
+            made = (forward or model)(part(views, micro, recipe.accumulate), now)
+            (made.loss / recipe.accumulate).backward()
+            loss += made.loss.detach() / recipe.accumulate
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        _clip(model, recipe)
+        _freeze(optimizer, now)
         optimizer.step()
         model.after_step(Progress(step + 1, STEPS_PER_EPOCH, recipe.epochs))
-        yield loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        yield loss, grads

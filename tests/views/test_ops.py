@@ -14,7 +14,7 @@ from selfdistill.views.augment import DRAWS, draws, finish, plain, views_of_crop
 from selfdistill.views.crop import DRAWS as CROP
 from selfdistill.views.crop import crop_and_resize, crop_boxes
 from selfdistill.views.draw import permutation, uniform
-from selfdistill.views.spec import Augment, TwoCrops
+from selfdistill.views.spec import Augment, Crops
 
 LEVEL = 1 / 255
 OPS = [
@@ -123,7 +123,7 @@ def test_any_part_of_the_key_changes_the_draw():
 def test_views_do_not_depend_on_the_batch(seed, epoch, cut):
     images = torch.randint(0, 256, (32, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     index = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:32]
-    spec = TwoCrops(size=10, augment=Augment(solarize=0.2, erase=0.3))
+    spec = Crops(size=10, augment=Augment(solarize=0.2, erase=0.3))
     whole = views_of_pixels(images, index, spec, 2, seed, epoch).crops[0]
     parts = [views_of_pixels(images[r], index[r], spec, 2, seed, epoch).crops[0] for r in (slice(0, cut), slice(cut, 32))]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
@@ -133,12 +133,12 @@ def test_views_do_not_depend_on_the_batch(seed, epoch, cut):
 def test_crops_cut_by_a_worker_get_the_same_augmentation_as_pixels():
     """The file path rounds the crop to uint8, no more."""
     images = torch.randint(0, 256, (16, 3, 20, 20), dtype=torch.uint8)
-    index, spec = torch.arange(16), TwoCrops(size=8, augment=Augment(jitter=0, blur=0, grey=0))
+    index, spec = torch.arange(16), Crops(size=8, augment=Augment(jitter=0, blur=0, grey=0))
     cut = []
     for v in range(2):
         boxes = crop_boxes(draws(5, 2, index, v)[:, :CROP], 20, 20, spec.augment)
         cut.append((crop_and_resize(images, boxes, 8) * 255).round().to(torch.uint8))
-    files = views_of_crops(torch.stack(cut, 1), index, spec, 5, 2).crops[0]
+    files = views_of_crops([torch.stack(cut, 1)], index, spec, 2, 5, 2).crops[0]
     pixels = views_of_pixels(images, index, spec, 2, 5, 2).crops[0]
     torch.testing.assert_close(files, pixels, atol=LEVEL / 0.22, rtol=0)
 
@@ -148,7 +148,7 @@ def test_probabilities(name):
     """Each operation touches its share of images: 0, a half, all."""
     off = dict.fromkeys(("flip", "grey", "blur", "solarize", "jitter", "erase"), 0.0)
     x = torch.rand(2000, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    u, spec = uniform(0, 0, torch.arange(2000), 0, DRAWS), TwoCrops(size=8, mean=(0.0,), std=(1.0,))
+    u, spec = uniform(0, 0, torch.arange(2000), 0, DRAWS), Crops(size=8, mean=(0.0,), std=(1.0,))
     for p in (0.0, 0.5, 1.0):
         y = finish(x.clone(), u, Augment(**{**off, name: p, "sigma": (1.0, 2.0)}), spec)
         share = (y != x).flatten(1).any(1).double().mean()
@@ -157,14 +157,14 @@ def test_probabilities(name):
 
 def test_a_grey_image_stays_of_one_channel():
     views = views_of_pixels(
-        torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4), TwoCrops(size=8, mean=(0.5,), std=(0.5,)), 2, 0, 0
+        torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4), Crops(size=8, mean=(0.5,), std=(0.5,)), 2, 0, 0
     )
     assert views.crops[0].shape == (2, 4, 1, 8, 8)
 
 
 def test_plain_is_the_normalised_image_or_its_central_square():
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    spec = TwoCrops(size=8, mean=(0.5,), std=(0.25,))
+    spec = Crops(size=8, mean=(0.5,), std=(0.25,))
     torch.testing.assert_close(plain(images, spec), (images.float() / 255 - 0.5) / 0.25)
     wide = torch.cat([torch.zeros_like(images), images, torch.zeros_like(images)], 3)
     torch.testing.assert_close(plain(wide, spec), plain(images, spec))

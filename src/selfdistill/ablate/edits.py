@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from selfdistill.errors import Misuse
-from selfdistill.recipe import Recipe, diff
+from selfdistill.recipe import Recipe, leaves
 
 
 @dataclass(frozen=True)
 class Edit:
-    """setting: the one field that changes. what: the ingredient. source: who took it out, and where."""
+    """setting: the one field that changes. what: what that means. source: who did it, and where. of: what the field must be for the
+    ingredient to be there; empty: anything else."""
 
     setting: str
     what: str
     source: str
+    of: tuple[str, ...] = ()
 
 
 EDITS: dict[str, Edit] = {
@@ -25,8 +27,13 @@ EDITS: dict[str, Edit] = {
     "predictor-training": Edit("predictor.trainable=false", "the predictor stays at its random initialisation", "SimSiam Table 1b"),
     "momentum-teacher": Edit("teacher=shared", "the student is its own teacher, tau = 0", "BYOL Table 5a, SimSiam Sec. 6.2"),
     "symmetry": Edit("terms.views.pairs=one-way", "one view predicts the other, not the reverse", "SimSiam Sec. 4.6"),
-    "cosine": Edit("terms.views.loss=cross-entropy", "cross-entropy between softmaxes over channels", "SimSiam Sec. 4.5"),
-    "output-bn": Edit("projector.bn=hidden", "no BatchNorm at the projector's output", "SimSiam Table 3b"),
+    "cosine": Edit("terms.views.loss=cross-entropy", "cross-entropy of softmaxes instead", "SimSiam Sec. 4.5", of=("cosine", "mse")),
+    "centring": Edit("terms.views.loss.target.momentum=1", "the centre stays at 0", "DINO Fig. 7"),
+    "sharpening": Edit("terms.views.loss.target.temperature={base: 0.1}", "the target as soft as the student's prediction", "DINO Fig. 7"),
+    "masks": Edit("views.masks.probability=0", "the student sees every patch", "iBOT Table 9"),
+    "multi-crop": Edit("views.locals=none", "no local crops", "DINO Table 7, SwAV"),
+    "consistency": Edit("terms.consistency.weight={base: 0}", "labels alone: the supervised baseline", "Mean Teacher Table 2"),
+    "output-bn": Edit("projector.bn=hidden", "no BatchNorm at the projector's output", "SimSiam Table 3b", of=("all",)),
     "projector-bn": Edit("projector.bn=none", "no BatchNorm in the projector", "SimSiam Table 3a"),
     "predictor-bn": Edit("predictor.bn=none", "no BatchNorm in the predictor", "SimSiam Table 3a"),
     "projector": Edit("projector=none", "the loss works on the backbone's features", "SimCLR Sec. 4.2, BYOL Table 14"),
@@ -41,9 +48,11 @@ def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
             near = get_close_matches(name, EDITS, 1)
             raise Misuse(f"--without {name}: allowed: {', '.join(EDITS)}." + (f" Did you mean {near[0]}?" if near else ""))
         settings.append(EDITS[name].setting)
-    changed = recipe.edit(settings)
+    changed = dict(leaves(recipe.edit(settings)))
     for name in names:
         key = EDITS[name].setting.partition("=")[0]
-        if not any(path == key or path.startswith(f"{key}.") for path, _, _ in diff(recipe, changed)):
-            raise Misuse(f"--without {name}: {recipe.method} has none to take out: {EDITS[name].setting} already")
+        before, after = ({p: v for p, v in at.items() if p == key or p.startswith(f"{key}.")} for at in (dict(leaves(recipe)), changed))
+        is_there = EDITS[name].of == () or before.get(key, before.get(f"{key}.kind")) in EDITS[name].of
+        if before == after or not is_there:
+            raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what}: {EDITS[name].setting})")
     return settings

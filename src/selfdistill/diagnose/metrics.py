@@ -41,7 +41,11 @@ def uniformity(x: Tensor, t: float = 2.0) -> float:
     return float(torch.pdist(F.normalize(x.float(), dim=-1)).square().mul(-t).exp().mean().log())
 
 
-def entropy(logits: Tensor) -> float:
-    """Mean entropy in nats of softmax(logits) [N, K]: ln K when uniform, 0 when one output dominates (DINO Fig. 7)."""
-    log_p = logits.float().log_softmax(-1)
-    return float(-(log_p.exp() * log_p).sum(-1).mean())
+def entropy(q: Tensor) -> float:
+    """Mean entropy in nats of distributions q [N, K]: ln K when uniform, 0 when sure of one output (DINO Fig. 7)."""
+    return float(-torch.special.xlogy(q.float(), q.float()).sum(-1).mean())
+
+
+def usage_entropy(q: Tensor) -> float:
+    """Entropy in nats of the mean of distributions q [N, K]: ln K when all outputs are used alike, 0 when one dominates."""
+    return entropy(q.float().mean(0, keepdim=True))

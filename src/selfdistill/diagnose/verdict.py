@@ -15,6 +15,10 @@ LOW_RANK = 0.02
 """effective rank over the output's dimension (or the number of samples, if smaller) below which dimensions are lost"""
 
 
+UNIFORM, DOMINATED = 0.98, 0.1
+"""of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
+
+
 @dataclass(frozen=True)
 class Verdict:
     state: State
@@ -26,12 +30,23 @@ class Verdict:
 
 
 def judge(metrics: Mapping[str, float], recipe: Recipe) -> Verdict:
-    """From a probe's `loss`, `output_std`, `effective_rank` and `rank_limit`, the most that rank could be. Accuracy is no
-    evidence: chance level alone is no collapse (SimSiam footnote 4)."""
+    """From a probe's `loss`, `output_std`, `effective_rank` and `rank_limit`, the most that rank could be; and of targets that are
+    distributions over K outputs `target_entropy`, `target_usage_entropy` and `target_outputs`, which is K. Accuracy is no evidence:
+    chance level alone is no collapse (SimSiam footnote 4)."""
     loss, std = metrics["loss"], metrics["output_std"]
     rank, limit = metrics["effective_rank"], metrics["rank_limit"]
     if not all(math.isfinite(v) for v in (loss, std, rank)):
         return Verdict("diverged", f"loss {loss}, output_std {std}.", "Lower lr, add a warm-up (lr.warmup=10) or clip=... gradients.")
+    if metrics.get("target_entropy") is not None:
+        most = math.log(metrics["target_outputs"])
+        h, usage = metrics["target_entropy"], metrics["target_usage_entropy"]
+        if h > UNIFORM * most:
+            evidence = f"the targets' entropy is {h:.2f} of ln K = {most:.2f}, loss {loss:.2f}: every output is alike."
+            return Verdict("uniform-target", evidence, "Sharpen: a lower target temperature than the student's (DINO Fig. 7).")
+        if usage < DOMINATED * most:
+            evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}: one output dominates."
+            advice = "Centre the targets (target=centre with momentum=0.9) or use target=sinkhorn (DINO Fig. 7)."
+            return Verdict("dominated-target", evidence, advice)
     if std < COLLAPSED_STD:
         return Verdict("collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant), loss {loss:.3f}.", _missing(recipe))
     if rank < max(2.0, LOW_RANK * limit):
@@ -44,7 +59,8 @@ def _missing(recipe: Recipe) -> str:
     """Which ingredient is not there, in the order in which the papers found them to matter."""
     if not recipe.stop_gradient:
         return "Without stop-gradient both branches go to one constant (SimSiam Fig. 2): stop_gradient=true."
-    if recipe.predictor is None and recipe.teacher.kind in ("shared", "ema", "snapshot"):
+    vectors = all(term.loss.kind in ("cosine", "mse", "consistency") for term in recipe.terms.values())
+    if vectors and recipe.predictor is None and recipe.teacher.kind != "expectation":
         return "Without predictor the stop-gradient does nothing but halve the gradient (SimSiam Table 1a, BYOL Table 5b): predictor=mlp."
     if recipe.predictor is not None and not recipe.predictor.trainable:
         return "A fixed random predictor cannot learn the expectation (SimSiam Table 1b): predictor.trainable=true."

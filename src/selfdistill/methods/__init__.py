@@ -1,7 +1,22 @@
-"""The methods by name. A ninth takes one file beside these, one line here, and one executable paper in tests/papers."""
+"""The methods by name. One more takes one file beside these, one line here, and one executable paper in tests/papers."""
 
 from selfdistill.methods.byol import BYOL
+from selfdistill.methods.dino import DINO
+from selfdistill.methods.ibot import IBOT
+from selfdistill.methods.mean_teacher import MEAN_TEACHER
+from selfdistill.methods.moco import MOCO
+from selfdistill.methods.simclr import SIMCLR
 from selfdistill.methods.simsiam import SIMSIAM
+from selfdistill.methods.swav import SWAV
 from selfdistill.recipe import Recipe
 
-METHODS: dict[str, Recipe] = {"simsiam": SIMSIAM, "byol": BYOL}
+METHODS: dict[str, Recipe] = {
+    "simclr": SIMCLR,
+    "moco": MOCO,
+    "swav": SWAV,
+    "byol": BYOL,
+    "simsiam": SIMSIAM,
+    "dino": DINO,
+    "ibot": IBOT,
+    "mean-teacher": MEAN_TEACHER,
+}

@@ -21,14 +21,14 @@ from selfdistill.parts.optim import LARS
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA
 from selfdistill.recipe import Recipe
-from selfdistill.views.spec import Augment, TwoCrops
+from selfdistill.views.spec import Augment, Crops
 
 T1 = Augment(scale=(0.08, 1.0), saturation=0.2, blur=1.0, solarize=0.0)  # Table 6, T
 T2 = T1.model_copy(update={"blur": 0.1, "solarize": 0.2})  # Table 6, T'
 
 BYOL = Recipe(
     method="byol",
-    views=TwoCrops(size=224, augment=T1, second=T2),
+    views=Crops(size=224, augment=T1, second=T2),
     encoder=Encoder(name="resnet50", zero_init_residual=True),  # as in haiku's ResNet, which the code uses
     projector=Projector(hidden=(4096,), out=256, bn="hidden", bias=False),
     predictor=Predictor(hidden=(4096,), bn="hidden", bias=False),

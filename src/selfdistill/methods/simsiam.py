@@ -27,11 +27,11 @@ from selfdistill.parts.optim import SGD
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import Shared
 from selfdistill.recipe import Recipe
-from selfdistill.views.spec import Augment, TwoCrops
+from selfdistill.views.spec import Augment, Crops
 
 SIMSIAM = Recipe(
     method="simsiam",
-    views=TwoCrops(size=224, augment=Augment(scale=(0.2, 1.0), saturation=0.4, blur=0.5)),  # App. A; blur's 0.5 is the code's
+    views=Crops(size=224, augment=Augment(scale=(0.2, 1.0), saturation=0.4, blur=0.5)),  # App. A; blur's 0.5 is the code's
     encoder=Encoder(name="resnet50", zero_init_residual=True),
     projector=Projector(hidden=(2048, 2048), out=2048, bn="all", affine=False),  # the last BN without affine: the code, 68.2 in Sec. 4.4
     predictor=Predictor(hidden=(512,), bn="hidden", lr_decay=False),  # Table 1c; the baseline of Sec. 4.3 and after

@@ -59,6 +59,36 @@ class Backbone(nn.Module):
             h = h.mean(1)
         return h  # [B, F]
 
+    def check_patches(self, side: int, channels: int, size: int) -> None:
+        """Raises `Misuse` unless the network is a ViT that cuts `size` x `size` images into `side` x `side` patches."""
+        if not hasattr(self.net, "patch_embed") or not hasattr(self.net, "num_prefix_tokens"):
+            raise Misuse(f"views.masks: {type(self.net).__name__} has no patches to mask; use encoder=timm:vit_... or views.masks=none")
+        with torch.no_grad():
+            found = self.tokens(torch.zeros(1, channels, size, size))[1].shape[1]
+        if found != side * side:
+            raise Misuse(
+                f"views.masks.patch: the encoder cuts a view of {size} pixels into {found} patches, the masks into {side} x {side}"
+            )
+
+    def tokens(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(features [B, F], patch tokens [B, n, F]) of a timm ViT; patches under `mask` [B, h, w] are replaced by `mask_token` [F]
+        between the patch embedding and the position embedding (BEiT, iBOT)."""
+
+        def hide(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            assert mask is not None
+            assert mask_token is not None
+            hidden = mask if embedded.ndim == 4 else mask.flatten(1)
+            return torch.where(hidden[..., None], mask_token.to(embedded.dtype), embedded)
+
+        net: Any = self.net
+        hook = net.patch_embed.register_forward_hook(hide) if mask is not None else None
+        try:
+            h = net.forward_features(x)  # [B, prefix + n, F]
+        finally:
+            if hook:
+                hook.remove()
+        return net.forward_head(h, pre_logits=True), h[:, net.num_prefix_tokens :]
+
 
 class SmallResNet(nn.Module):
     """One basic block per width, each after the first at half the resolution. At the default widths 1.2 M parameters, some 20

@@ -1,32 +1,56 @@
-"""How a prediction is compared with a target, and which views are compared."""
+"""How a prediction is compared with a target, and which views are compared.
+
+A spec builds, for projections of `dim` and `targets` global views, a module called as `loss(p, t, pairs, progress)`, p: [V, B, D],
+t: [G, B, D], pairs: (student view, teacher view). It gives the mean over pairs and images. What it remembers (a centre, a queue)
+is a buffer and moves in `update`, once per optimiser step.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from selfdistill.parts.contrast import InfoNCE, NTXent, PairList, Positive, Swapped
+from selfdistill.parts.schedule import Progress, Schedule
+from selfdistill.parts.target import Softmax, Target
 from selfdistill.spec import Spec
 
 Pairs = Literal["cross", "one-way", "one-way-doubled"]
 
 
-def pairs_of(kind: Pairs, students: int, teachers: int) -> list[tuple[int, int]]:
+def pairs_of(kind: Pairs, students: int, teachers: int, split: bool = False) -> PairList:
     """(i, j): the student's view i predicts the teacher's view j.
 
     cross: every student view against every other global view, the symmetric loss. one-way: 0 predicts 1, and that is all
-    (SimSiam Sec. 4.6, asymmetric). one-way-doubled: the same for two pairs of views (asymmetric 2x).
+    (SimSiam Sec. 4.6, asymmetric). one-way-doubled: the same for two pairs of views (asymmetric 2x). split: the student was given
+    the even views only and the teacher the odd ones.
     """
     if kind == "cross":
         return [(i, j) for i in range(students) for j in range(teachers) if i != j]
-    return [(i, i + 1) for i in range(0, global_views(kind), 2)]
+    return [(n, n) if split else (2 * n, 2 * n + 1) for n in range(global_views(kind) // 2)]
 
 
 def global_views(kind: Pairs) -> int:
     """How many global views of an image the pairs need."""
     return 4 if kind == "one-way-doubled" else 2
+
+
+class Pairwise(nn.Module):
+    """The mean over pairs of a distance between two views."""
+
+    def __init__(self, distance: Cosine | MSE | Consistency):
+        super().__init__()
+        self.distance = distance
+
+    def forward(self, p: Tensor, t: Tensor, pairs: PairList, progress: Progress) -> Tensor:
+        return torch.stack([self.distance(p[i], t[j]) for i, j in pairs]).mean()
+
+    def update(self) -> None:
+        pass
 
 
 class Cosine(Spec):
@@ -36,6 +60,9 @@ class Cosine(Spec):
 
     def __call__(self, p: Tensor, t: Tensor) -> Tensor:
         return -F.cosine_similarity(p, t, dim=-1).mean()
+
+    def build(self, dim: int, targets: int = 2) -> nn.Module:
+        return Pairwise(self)
 
 
 class MSE(Spec):
@@ -50,31 +77,141 @@ class MSE(Spec):
             p, t = F.normalize(p, dim=-1), F.normalize(t, dim=-1)
         return (p - t).square().sum(-1).mean()
 
+    def build(self, dim: int, targets: int = 2) -> nn.Module:
+        return Pairwise(self)
+
 
 class CrossEntropy(Spec):
-    """-softmax(t / tau_t) . log softmax(p / tau_s), softmax over channels (SimSiam Sec. 4.5, both temperatures 1)."""
+    """H(q, softmax(p / tau_s)), q what the target makes of the teacher's output (DINO eq. 1 and 3; SimSiam Sec. 4.5, both
+    temperatures 1)."""
 
     kind: Literal["cross-entropy"] = "cross-entropy"
-    student_temperature: float = Field(1.0, gt=0)
-    teacher_temperature: float = Field(1.0, gt=0)
+    temperature: Positive = 1.0
+    """tau_s, the student's"""
+    target: Target = Softmax()
+    """how the teacher's output becomes a distribution"""
+
+    def build(self, dim: int, targets: int = 2) -> nn.Module:
+        return CrossEntropyLoss(self, dim)
+
+
+class CrossEntropyLoss(nn.Module):
+    """For j, i in pairs: loss += -(q_j . log softmax(p_i / tau_s)).sum(-1).mean(), with the targets of one student view added
+    first: one product for each student view, not for each pair."""
+
+    def __init__(self, spec: CrossEntropy, dim: int):
+        super().__init__()
+        self.temperature = spec.temperature
+        self.target: Any = spec.target.build(dim)
+
+    def forward(self, p: Tensor, t: Tensor, pairs: PairList, progress: Progress) -> Tensor:
+        q = self.target(t, progress)  # [G, B, K]
+        loss = p.new_zeros(())
+        for i in dict.fromkeys(i for i, _ in pairs):
+            targets = [q[j] for k, j in pairs if k == i]
+            loss = loss - (sum(targets[1:], start=targets[0]) * (p[i] / self.temperature).log_softmax(-1)).sum(-1).mean()
+        return loss / len(pairs)
+
+    def patches(self, p: Tensor, t: Tensor, masks: Tensor, progress: Progress) -> Tensor:
+        """Masked patches [M, K]: the mean over a view's masked patches, then over all views, one without masks counting 0 (iBOT
+        eq. 2 as its code has it)."""
+        q = self.target(t, progress)  # [M, K]
+        share = masks / masks.sum((2, 3), keepdim=True).clamp(min=1)  # [G, B, h, w]
+        return -(share[masks] * (q * (p / self.temperature).log_softmax(-1)).sum(-1)).sum() / masks.shape[:2].numel()
+
+    def update(self) -> None:
+        self.target.update()
+
+
+class Consistency(Spec):
+    """Mean over classes of the squared difference of softmaxes (Mean Teacher Sec. 2, its code divides by the classes)."""
+
+    kind: Literal["consistency"] = "consistency"
 
     def __call__(self, p: Tensor, t: Tensor) -> Tensor:
-        return -((t / self.teacher_temperature).softmax(-1) * (p / self.student_temperature).log_softmax(-1)).sum(-1).mean()
+        return (p.softmax(-1) - t.softmax(-1)).square().mean()
+
+    def build(self, dim: int, targets: int = 2) -> nn.Module:
+        return Pairwise(self)
 
 
-Loss = Annotated[Cosine | MSE | CrossEntropy, Field(discriminator="kind")]
+class Labels(Spec):
+    """Cross-entropy of the student's logits with the labels that the run may see, the mean over all images of the batch as in
+    Mean Teacher's code: an image without one counts 0."""
+
+    kind: Literal["labels"] = "labels"
+
+    def build(self, dim: int, targets: int = 2) -> nn.Module:
+        return LabelsLoss()
+
+
+class LabelsLoss(nn.Module):
+    def forward(self, p: Tensor, labels: Tensor) -> Tensor:
+        """p: [V, B, C], labels: [B], -1 where there is none."""
+        losses = [F.cross_entropy(view, labels, ignore_index=-1, reduction="sum") for view in p]
+        return torch.stack(losses).mean() / len(labels)
+
+    def update(self) -> None:
+        pass
+
+
+Loss = Annotated[Cosine | MSE | CrossEntropy | NTXent | InfoNCE | Swapped | Consistency | Labels, Field(discriminator="kind")]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+class Output(NamedTuple):
+    """What a network says. cls: [V, B, D], of whole views; patch: [M, D], of the masked patches of the global views."""
+
+    cls: Tensor
+    patch: Tensor | None = None
+
+    def detach(self) -> Output:
+        return Output(self.cls.detach(), None if self.patch is None else self.patch.detach())
+
+    def wide(self) -> Output:
+        """In fp32 or better."""
+        return Output(_wide(self.cls), None if self.patch is None else _wide(self.patch))
 
 
 class Term(Spec):
     """One term of the loss: weight x the mean over pairs and images of loss(p_i, t_j)."""
 
     loss: Loss = Cosine()
+    on: Literal["cls", "patch"] = "cls"
+    """what is compared: whole views across views, or masked patches within one (iBOT's L_MIM)"""
     pairs: Pairs = "cross"
     """cross (symmetric), one-way, or one-way-doubled (SimSiam Sec. 4.6)"""
-    weight: float = 1.0
+    weight: Schedule = Schedule(base=1.0)
 
-    def __call__(self, p: Tensor, t: Tensor) -> Tensor:
-        """p: [V, B, D] predictions, t: [G, B, D] targets; a scalar, computed in fp32 or better."""
-        p, t = (x if x.dtype.itemsize >= 4 else x.float() for x in (p, t))
-        pairs = pairs_of(self.pairs, p.shape[0], t.shape[0])
-        return self.weight * sum((self.loss(p[i], t[j]) for i, j in pairs), start=p.new_zeros(())) / len(pairs)
+    @model_validator(mode="after")
+    def _patches_are_distributions(self) -> Term:
+        if self.on == "patch" and self.loss.kind != "cross-entropy":
+            raise ValueError(f"on=patch with loss={self.loss.kind}: masked patches are compared by cross-entropy")
+        return self
+
+    def build(self, dim: int, split: bool = False) -> TermLoss:
+        return TermLoss(self, dim, split)
+
+
+class TermLoss(nn.Module):
+    def __init__(self, spec: Term, dim: int, split: bool):
+        super().__init__()
+        self.spec, self.split = spec, split
+        self.loss: Any = spec.loss.build(dim, global_views(spec.pairs))
+
+    def forward(self, p: Output, t: Output, progress: Progress, masks: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """A scalar, in fp32 or better. masks: [G, B, h, w], labels: [B], for the terms that look at them."""
+        p, t = p.wide(), t.wide()
+        if self.spec.loss.kind == "labels":
+            loss = self.loss(p.cls, labels)
+        elif self.spec.on == "patch":
+            loss = self.loss.patches(p.patch, t.patch, masks, progress)
+        else:
+            loss = self.loss(p.cls, t.cls, pairs_of(self.spec.pairs, len(p.cls), len(t.cls), self.split), progress)
+        return self.spec.weight.at(progress) * loss
+
+    def update(self) -> None:
+        self.loss.update()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from selfdistill.spec import Spec
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a run is: `step` optimiser steps done, of `epochs * steps_per_epoch`."""
 
     step: int
@@ -31,7 +29,7 @@ class Progress:
 class Schedule(Spec):
     """`base` moves to `end` over the run, after a linear warm-up, and may hand over to a second schedule.
 
-    constant              Schedule(base=0.1)
+    constant              Schedule(base=0.1), or the number itself
     cosine                Schedule(base=0.05, end=0)       v = end + (base - end) (1 + cos(pi f)) / 2
     BYOL's tau, eq. 3     Schedule(base=0.996, end=1)      the same formula: 1 - (1 - base)(cos(pi k/K) + 1)/2
     warm-up, then cosine  Schedule(base=0.2, end=0, warmup=10)
@@ -45,7 +43,9 @@ class Schedule(Spec):
     shape: Literal["cosine", "linear"] = "cosine"
     """how base moves to end"""
     warmup: float = Field(0.0, ge=0)
-    """epochs of linear warm-up"""
+    """epochs of warm-up"""
+    warmup_shape: Literal["linear", "sigmoid"] = "linear"
+    """sigmoid: base exp(-5 (1 - epoch / warmup)^2), the ramp-up of Mean Teacher (Laine & Aila 2017)"""
     warmup_from: float = 0.0
     """the value at step 0 where there is a warm-up"""
     per_epoch: bool = False
@@ -54,6 +54,11 @@ class Schedule(Spec):
     """epochs after which `then` takes over"""
     then: Schedule | None = None
     """the schedule of the rest of the run"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        return {"base": value} if isinstance(value, (int, float)) else value
 
     @model_validator(mode="after")
     def _composed(self) -> Schedule:
@@ -85,7 +90,9 @@ class Schedule(Spec):
                 return self.then._value(epoch - self.until, epochs - self.until)
             epochs = self.until
         if epoch < self.warmup:
-            return self.warmup_from + (self.base - self.warmup_from) * epoch / self.warmup
+            f = epoch / self.warmup
+            risen = f if self.warmup_shape == "linear" else math.exp(-5 * (1 - f) ** 2)
+            return self.warmup_from + (self.base - self.warmup_from) * risen
         if self.end is None:
             return self.base
         epoch = float(int(epoch)) if self.per_epoch else epoch

@@ -1,7 +1,8 @@
 """The four teachers: what the student is asked to predict, and how that moves.
 
-A teacher is called as `teacher(crops, index, z)`: the G global views [G, B, C, S, S], the images' places in the data set [B]
-and the student's projections [V, B, D]. It answers with targets [G, B, D], and moves once per optimiser step, in `update`.
+A teacher is called as `teacher(crops, ids, masks, z)`: the G global views [G, B, C, S, S], the images' places in the data set
+[B], the student's masks, and the student's own output z. It answers with targets for the global views, [G, B, D], and for the
+masked patches, which it sees; and it moves once per optimiser step, in `update`.
 Copies run in train mode, as in BYOL's and DINO's code: their BatchNorm normalises by the batch.
 """
 
@@ -13,9 +14,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather
+from selfdistill.parts.loss import Output
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.spec import Spec
 
@@ -70,8 +73,8 @@ Teacher = Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="
 
 
 class SharedTeacher(nn.Module):
-    def forward(self, crops: Tensor, index: Tensor, z: Tensor) -> Tensor:
-        return z[: len(crops)]  # [G, B, D]
+    def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
+        return Output(z.cls[: len(crops)], z.patch)  # [G, B, D]
 
     def update(self, student: nn.Module, progress: Progress) -> None:
         pass
@@ -83,10 +86,15 @@ class _Copy(nn.Module):
     def __init__(self, student: nn.Module):
         super().__init__()
         self.net = copy.deepcopy(student).requires_grad_(False)
+        for module in self.net.modules():  # a target is drawn from augmentation, not from dropping parts of the network
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+            elif isinstance(module, nn.Dropout):
+                module.p = 0.0
 
     @torch.no_grad()
-    def forward(self, crops: Tensor, index: Tensor, z: Tensor) -> Tensor:
-        return self.net((crops,))  # [G, B, D]
+    def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
+        return self.net((crops,), masks, hide=False)  # [G, B, D]
 
     @torch.no_grad()
     def follow(self, student: nn.Module, tau: float) -> None:
@@ -130,16 +138,16 @@ class ExpectationTeacher(nn.Module):
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
         self._new: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, crops: Tensor, index: Tensor, z: Tensor) -> Tensor:
-        z = F.normalize(z[: len(crops)].to(self.eta.dtype), dim=-1)
-        m = self.m * self.seen[index].to(z.dtype)[:, None]  # [B, 1]
-        t = m * self.eta[index] + (1 - m) * z  # [G, B, D]
+    def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
+        now = F.normalize(z.cls[: len(crops)].to(self.eta.dtype), dim=-1)
+        m = self.m * self.seen[ids].to(now.dtype)[:, None]  # [B, 1]
+        t = m * self.eta[ids] + (1 - m) * now  # [G, B, D]
         if torch.is_grad_enabled():  # a step of training, which an update will follow
-            self._new.append((gather(index), gather(t.mean(0))))
-        return t
+            self._new.append((gather(ids), gather(t.mean(0).detach())))
+        return Output(t)
 
     def update(self, student: nn.Module, progress: Progress) -> None:
-        for index, eta in self._new:
-            self.eta[index] = eta
-            self.seen[index] = True
+        for ids, eta in self._new:
+            self.eta[ids] = eta
+            self.seen[ids] = True
         self._new.clear()

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from selfdistill.train.run import write_whole
+
 
 class Journal:
     """One line of metrics.jsonl a logged step, the same scalars for TensorBoard, and a progress bar.
@@ -20,10 +22,10 @@ class Journal:
 
     def __init__(self, folder: Path, step: int, total: int, console: Console):
         self.console = console
-        self.file = folder / "metrics.jsonl"
+        file = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
         kept = []
-        for line in self.file.read_text().splitlines() if self.file.exists() else []:
+        for line in file.read_text().splitlines() if file.exists() else []:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the line that was being written when the run was killed
@@ -32,9 +34,8 @@ class Journal:
                 break
             kept.append(line)
             self.last |= row
-        self.lines = self.file.open("w")
-        self.lines.writelines(f"{line}\n" for line in kept)
-        self.lines.flush()
+        write_whole(file, "".join(f"{line}\n" for line in kept))
+        self.lines = file.open("a")
         self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -43,6 +44,7 @@ class Journal:
             TimeRemainingColumn(),
             TextColumn("{task.fields[said]}"),
             console=console,
+            refresh_per_second=2,
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("", total=total, completed=step, epoch=0, said="")

@@ -24,7 +24,7 @@ from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.journal import Journal
-from selfdistill.train.monitor import Monitor
+from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
 from selfdistill.views.draw import mix
 
@@ -50,49 +50,57 @@ def pretrain(
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
     Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
     """
-    fabric = Fabric(precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
+    fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
     fabric.launch()
+    recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share
     fabric.seed_everything(recipe.seed, verbose=False)
     torch.set_flush_denormal(True)  # a collapsed run's gradients are denormal: a CPU is 2 to 3 times slower at those
     steps_per_epoch = len(source.train) // recipe.batch_size
     total = recipe.epochs * steps_per_epoch
     siamese = Siamese(recipe, len(source.train), encoder).to(memory_format=torch.channels_last)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        siamese = nn.SyncBatchNorm.convert_sync_batchnorm(siamese)  # statistics of the whole batch, as all the papers have them
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
 
     if not resume:
-        out = new_folder(out, f"{recipe.method}-{Path(recipe.data).name}")
-        make_folder(out, recipe)
+        out = fabric.broadcast(new_folder(out, f"{recipe.method}-{Path(recipe.data).name}"))
+        if fabric.is_global_zero:
+            make_folder(out, recipe)
+        fabric.barrier()
     assert out is not None
     run = Run(out, encoder, source)
     start = checkpoint.load(run.checkpoint, siamese, optimizer, fabric.device) if resume else 0
     keeper = checkpoint.Keeper(run.checkpoint, writes=fabric.is_global_zero)
-    journal = Journal(out, start, total, console or Console())
-    monitor = Monitor(recipe, source, fabric.device, journal)
+    console = console or Console()
+    monitor = Monitor(recipe, source, fabric.device, Journal(out, start, total, console)) if fabric.is_global_zero else None
 
     def bad(path: Path, reason: str) -> None:
         if recipe.on_bad_image == "error":
             raise Misuse(f"{path}: {reason}. on_bad_image=skip trains on the others")
-        journal.say(f"left out: {path}: {reason}")
+        console.print(f"left out: {path}: {reason}", soft_wrap=True, highlight=False, markup=False)
 
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
     try:
         with _signals() as came:
-            if start == 0:
-                monitor.before(siamese.backbone)
+            if monitor and start == 0:
+                monitor.before(siamese)
             for step in range(start, total):
-                lr = set_schedules(optimizer, recipe, Progress(step, steps_per_epoch, recipe.epochs))
+                now = Progress(step, steps_per_epoch, recipe.epochs)
+                lr = set_schedules(optimizer, recipe, now)
                 # What a layer draws (dropout, drop path) is a function of seed and step, so that a resume draws the same.
                 torch.manual_seed(int(mix(torch.tensor(recipe.seed * 1_000_003 + step)) >> 1) + fabric.global_rank)
                 for micro in range(recipe.accumulate):
                     with fabric.no_backward_sync(model, enabled=micro < recipe.accumulate - 1):
-                        made: Step = model(next(views))
+                        made: Step = model(next(views), now)
                         fabric.backward(made.loss / recipe.accumulate)
                 _clip(model, recipe)
+                _freeze(optimizer, now)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 now = Progress(step + 1, steps_per_epoch, recipe.epochs)
                 siamese.after_step(now)
-                monitor.after(now, made, lr, siamese.backbone)
+                if monitor:
+                    monitor.after(now, made, lr, siamese)
                 last = now.step == total
                 if last or came or keeper.due():
                     keeper.save(siamese, optimizer, now.step)
@@ -100,9 +108,11 @@ def pretrain(
                     how = f"selfdistill pretrain {recipe.method} --out {out} --resume"
                     raise Interrupted(came[0], f"saved at step {now.step} of {total}. Go on with: {how}")
     finally:
-        journal.close()
-    if fabric.is_global_zero:
-        _finish(run, siamese, journal)
+        if monitor:
+            monitor.journal.close()
+    if monitor:
+        _finish(run, siamese, monitor.journal)
+    fabric.barrier()
     return run
 
 
@@ -120,6 +130,14 @@ def _clip(model: nn.Module, recipe: Recipe) -> None:
         params = [p for p in model.parameters() if p.grad is not None]
         for group in [params] if recipe.clip.per == "model" else [[p] for p in params]:
             nn.utils.clip_grad_norm_(group, recipe.clip.norm)
+
+
+def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
+    """A parameter without gradient is passed over: no step, no decay, no momentum (DINO's `cancel_gradients_last_layer`)."""
+    for group in optimizer.param_groups:
+        if now.epoch < group["frozen_epochs"]:
+            for p in group["params"]:
+                p.grad = None
 
 
 @contextmanager
@@ -148,7 +166,10 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
         pass
     else:
         summary["knn_top1"] = run.knn()
-        summary["knn_random_init"] = run.metrics[0]["knn_top1"]
+        # A module of the user's own holds trained weights by now: what it was worth at first, the first line tells.
+        summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder else run.knn(trained=False)
+        if run.recipe.labels is not None:
+            summary |= test_errors(siamese, run.recipe, test, targets, next(siamese.parameters()).device)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):
             summary["knn_raw_pixels"] = knn_accuracy(bank.pixels.flatten(1), labels, test.pixels.flatten(1), targets)
     write_whole(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -18,7 +18,7 @@ from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
-from selfdistill.siamese import Step
+from selfdistill.siamese import Siamese, Step
 from selfdistill.train.journal import Journal
 from selfdistill.train.run import labelled
 
@@ -51,12 +51,12 @@ class Monitor:
         self.clock = self.logged = time.perf_counter()
         self.steps = 0
 
-    def before(self, backbone: nn.Module) -> None:
+    def before(self, siamese: Siamese) -> None:
         """The line of step 0: how good random features are."""
-        self.journal.log({"step": 0, "epoch": 0.0, "knn_top1": self.knn(backbone)})
+        self.journal.log({"step": 0, "epoch": 0.0, **self.knn(siamese)})
         self.logged = time.perf_counter()
 
-    def after(self, now: Progress, made: Step, lr: float, backbone: nn.Module) -> None:
+    def after(self, now: Progress, made: Step, lr: float, siamese: Siamese) -> None:
         """Called after every step, `now` counting it; most calls only count."""
         self.steps += 1
         epoch = now.step // now.steps_per_epoch
@@ -67,10 +67,10 @@ class Monitor:
         row["images_per_second"] = round(self.steps * self.recipe.batch_size / (time.perf_counter() - self.logged), 1)
         if len(made.losses) > 1:
             row |= {f"loss_{name}": float(value.detach()) for name, value in made.losses.items()}
-        row["output_std"] = metrics.output_std(made.z.detach().flatten(0, 1))
+        row["output_std"] = metrics.output_std(made.z.cls.detach().flatten(0, 1))
         if probing:
-            row |= self.collapse(made)
-            row["knn_top1"] = self.knn(backbone)
+            row |= self.collapse(made, siamese, now)
+            row |= self.knn(siamese)
         row["wall_seconds"] = round(self.seconds + time.perf_counter() - self.clock, 2)
         self.journal.log(row, aloud=probing)
         if probing and row["verdict"] != self.state:
@@ -78,32 +78,53 @@ class Monitor:
             self.state = row["verdict"]
         self.steps, self.logged = 0, time.perf_counter()
 
-    def knn(self, backbone: nn.Module) -> float | None:
-        """kNN accuracy on a share of the held-out images; None without labels."""
+    @torch.no_grad()
+    def knn(self, siamese: Siamese) -> dict[str, Any]:
+        """kNN accuracy on a share of the held-out images, of the encoder that is kept and, where the teacher has weights of its own,
+        of both; None without labels."""
         if self.sets is None:
-            return None
+            return {"knn_top1": None}
         bank, labels, test, targets = self.sets
-        bank_h, test_h = (features(backbone, plain_batches(i, self.recipe.views, self.device, self.recipe.workers)) for i in (bank, test))
-        return knn_accuracy(bank_h, labels, test_h, targets, k=min(20, len(bank_h)))
+        found: dict[str, Any] = {}
+        for who, network in siamese.networks.items():
+            of = [features(network.backbone, plain_batches(i, self.recipe.views, self.device, self.recipe.workers)) for i in (bank, test)]
+            found[f"knn_{who}"] = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
+        found = {"knn_top1": found[f"knn_{self.recipe.keep}"], **(found if len(found) > 1 else {})}
+        if self.recipe.labels is not None:
+            found |= test_errors(siamese, self.recipe, test, targets, self.device)
+        return found
 
-    def collapse(self, made: Step) -> dict[str, Any]:
+    @torch.no_grad()
+    def collapse(self, made: Step, siamese: Siamese, now: Progress) -> dict[str, Any]:
         """The collapse metrics of one step, and what they mean."""
-        z = made.z.detach().float()  # [V, B, D]
+        z = made.z.cls.detach().float()  # [V, B, D]
         flat = z.flatten(0, 1)
         if len(flat) > SAMPLES:
             flat = flat[torch.linspace(0, len(flat) - 1, SAMPLES, device=z.device).long()]
         found: dict[str, Any] = {
+            "output_std": metrics.output_std(flat),
             "effective_rank": metrics.effective_rank(flat),
-            "alignment": metrics.alignment(z[0], z[1]),
+            "alignment": metrics.alignment(z[0], z[1]) if len(z) > 1 else None,  # one-way: the student sees one view
             "uniformity": metrics.uniformity(z[0]),
             "target_entropy": None,  # of targets that are distributions; cosine and MSE compare vectors
         }
-        for term in self.recipe.terms.values():
-            if term.loss.kind == "cross-entropy":
-                found["target_entropy"] = metrics.entropy(made.t.detach().flatten(0, 1) / term.loss.teacher_temperature)
-        seen = {"loss": float(made.loss.detach()), "output_std": metrics.output_std(flat), "rank_limit": min(flat.shape), **found}
-        verdict = judge(seen, self.recipe)
+        for name, term in self.recipe.terms.items():
+            if term.loss.kind == "cross-entropy" and term.on == "cls":
+                target = siamese.get_submodule(f"terms.{name}.loss.target")
+                q = target(made.t.cls.float(), now).flatten(0, 1)  # [G B, K]
+                found["target_entropy"], found["target_usage_entropy"] = metrics.entropy(q), metrics.usage_entropy(q)
+                found["target_outputs"] = q.shape[1]
+        verdict = judge({"loss": float(made.loss.detach()), "rank_limit": min(flat.shape), **found}, self.recipe)
         return {**found, "verdict": verdict.state, "because": str(verdict)}
+
+
+def test_errors(siamese: Siamese, recipe: Recipe, test: Images, targets: Tensor, device: torch.device) -> dict[str, float]:
+    """Share of held-out images that the classifier gets wrong, of student and teacher (Mean Teacher's tables)."""
+    wrong = {}
+    for who, network in siamese.networks.items():
+        logits = features(nn.Sequential(network.backbone, network.projector), plain_batches(test, recipe.views, device, recipe.workers))
+        wrong[f"error_{who}"] = float((logits.argmax(1) != targets).float().mean())
+    return wrong
 
 
 def _spread_images(images: Images, labels: Tensor, n: int) -> tuple[Images, Tensor]:

@@ -24,7 +24,8 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     if preset == "auto":
         side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
         preset = preset_for(len(source.train), source.train.channels, side)
-    recipe, lines = with_preset(base, preset)
+    # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
+    recipe, lines = with_preset(base, preset) if preset != base.preset else (base, [])
     recipe = recipe.edit([*changes, f"preset={preset}"])
     if recipe.encoder.channels != source.train.channels:
         raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
@@ -33,6 +34,8 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
             f"batch_size={recipe.batch_size} is larger than the data: {recipe.data} has {len(source.train)} training images. "
             f"Set batch_size={max(2, len(source.train) // 4)} or less"
         )
+    if recipe.labels is not None:
+        recipe = recipe.edit([f"projector.out={len(source.train.classes) or 1}"])  # a classifier
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
     return recipe, source, lines

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ class Run:
             raise Misuse(f"{path}: not a run folder: it has no recipe.yaml. selfdistill pretrain METHOD --out {path} makes one")
         self.path = path
         self.recipe = Recipe.from_yaml(path / "recipe.yaml")
-        self._encoder, self._source = encoder, source
+        self.own_encoder, self._source = encoder, source
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, method={self.recipe.method!r}, data={self.recipe.data!r})"
@@ -68,10 +69,18 @@ class Run:
         file = self.path / "backbone.safetensors"
         if not file.exists():
             raise Misuse(f"{self.path}: no backbone.safetensors: the run has not ended; --resume continues it")
-        size = self.recipe.views.size
-        built = Backbone(self._encoder, self.recipe.encoder.channels, size) if self._encoder else self.recipe.encoder.build(size)
+        built = self._untrained()
         built.net.load_state_dict(safetensors.torch.load_file(file))
         return built.eval()
+
+    def _untrained(self) -> Backbone:
+        """The encoder as the run's seed initialised it; a module of the user's own is as it is."""
+        size = self.recipe.views.size
+        if self.own_encoder is not None:
+            return Backbone(self.own_encoder, self.recipe.encoder.channels, size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            return self.recipe.encoder.build(size)
 
     def embed(self, images: Tensor | Sequence[Path] | str | Path) -> Tensor:
         """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set by name or folder (its training images)."""
@@ -86,11 +95,13 @@ class Run:
         device = next(self.backbone.parameters()).device
         return features(self.backbone, plain_batches(of, self.recipe.views, device, self.recipe.workers))
 
-    def knn(self, k: int = 20, temperature: float = 0.07) -> float:
-        """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. Raises `Misuse` without labels."""
+    def knn(self, k: int = 20, temperature: float = 0.07, trained: bool = True) -> float:
+        """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. trained: or the encoder as it was at
+        random. Raises `Misuse` without labels."""
         bank, labels, test, targets = labelled(self.source)
-        device = next(self.backbone.parameters()).device
-        bank_h, test_h = (features(self.backbone, plain_batches(i, self.recipe.views, device, self.recipe.workers)) for i in (bank, test))
+        backbone = self.backbone if trained else self._untrained()
+        device = next(backbone.parameters()).device
+        bank_h, test_h = (features(backbone, plain_batches(i, self.recipe.views, device, self.recipe.workers)) for i in (bank, test))
         return knn_accuracy(bank_h, labels, test_h, targets, k, temperature)
 
 

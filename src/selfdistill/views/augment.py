@@ -1,6 +1,6 @@
 """uint8 images to the views of a step: everything batched, on the device, with a draw per image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS as CROP
 from selfdistill.views.crop import crop_and_resize, crop_boxes
 from selfdistill.views.draw import uniform
-from selfdistill.views.spec import Augment, TwoCrops
+from selfdistill.views.masks import block_masks
+from selfdistill.views.spec import Augment, Crops
 
 # Where each operation finds its uniform numbers.
 FLIP, JITTER, GREY, BLUR, SIGMA, SOLARIZE = range(CROP, CROP + 6)
@@ -23,23 +24,36 @@ def draws(seed: int, epoch: int, index: Tensor, view: int) -> Tensor:
     return uniform(seed, epoch, index, view, DRAWS)
 
 
-def views_of_pixels(images: Tensor, index: Tensor, spec: TwoCrops, count: int, seed: int, epoch: int) -> Views:
-    """uint8 images [B, C, H, W] of one size to `count` global views each."""
-    crops = []
-    for v in range(count):
-        u = draws(seed, epoch, index, v)
-        boxes = crop_boxes(u[:, :CROP], images.shape[2], images.shape[3], spec.of_view(v))
-        crops.append(finish(crop_and_resize(images, boxes, spec.size), u, spec.of_view(v), spec))
-    return Views((torch.stack(crops),), index)  # [V, B, C, S, S]
+def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Views:
+    """uint8 images [B, C, H, W] of one size to `globals` global views each, and the local ones."""
+    sizes = []
+    for views in spec.of_each_size(globals):
+        crops = []
+        for v, size, how in views:
+            u = draws(seed, epoch, ids, v)
+            boxes = crop_boxes(u[:, :CROP], images.shape[2], images.shape[3], how)
+            crops.append(finish(crop_and_resize(images, boxes, size), u, how, spec))
+        sizes.append(torch.stack(crops))  # [V, B, C, S, S]
+    return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
 
 
-def views_of_crops(crops: Tensor, index: Tensor, spec: TwoCrops, seed: int, epoch: int) -> Views:
-    """uint8 crops [B, V, C, S, S] that a worker has cut: the rest of the augmentation."""
-    views = [finish(crops[:, v].float() / 255, draws(seed, epoch, index, v), spec.of_view(v), spec) for v in range(crops.shape[1])]
-    return Views((torch.stack(views),), index)  # [V, B, C, S, S]
+def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Views:
+    """uint8 crops that a worker has cut, [B, V, C, S, S] for each size: the rest of the augmentation."""
+    sizes = []
+    for cut, views in zip(crops, spec.of_each_size(globals), strict=True):
+        done = [finish(cut[:, n].float() / 255, draws(seed, epoch, ids, v), how, spec) for n, (v, _, how) in enumerate(views)]
+        sizes.append(torch.stack(done))  # [V, B, C, S, S]
+    return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
 
 
-def finish(x: Tensor, u: Tensor, how: Augment, spec: TwoCrops) -> Tensor:
+def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Tensor | None:
+    """[G, B, h, w] for the global views, where the recipe masks."""
+    if spec.masks is None:
+        return None
+    return torch.stack([block_masks(spec.masks, spec.size, ids, v, seed, epoch) for v in range(globals)])
+
+
+def finish(x: Tensor, u: Tensor, how: Augment, spec: Crops) -> Tensor:
     """Float crops [B, C, S, S] in [0, 1]: flip, jitter, grey, blur, solarise, normalise, erase."""
     x = torch.where((u[:, FLIP] < how.flip)[:, None, None, None], x.flip(-1), x)
     x = _jitter(x, u, how)
@@ -51,7 +65,7 @@ def finish(x: Tensor, u: Tensor, how: Augment, spec: TwoCrops) -> Tensor:
     return _erase(normalize(x, spec), u[:, ERASE], how.erase)
 
 
-def normalize(x: Tensor, spec: TwoCrops) -> Tensor:
+def normalize(x: Tensor, spec: Crops) -> Tensor:
     """Float images [B, C, H, W] in [0, 1] to what the encoder sees."""
     return (x - x.new_tensor(spec.mean)[:, None, None]) / x.new_tensor(spec.std)[:, None, None]
 
@@ -99,7 +113,7 @@ def _between(start: Tensor, length: Tensor, n: int) -> Tensor:
     return (place >= start[:, None]) & (place < (start + length)[:, None])
 
 
-def plain(images: Tensor, spec: TwoCrops) -> Tensor:
+def plain(images: Tensor, spec: Crops) -> Tensor:
     """uint8 images [B, C, H, W] without augmentation, [B, C, S, S]: as they are, or resized with their ratio kept, and the centre."""
     H, W = images.shape[-2:]
     side = min(H, W)

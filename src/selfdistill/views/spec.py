@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -45,18 +45,48 @@ class Augment(Spec):
         return self
 
 
-class TwoCrops(Spec):
+class Locals(Spec):
+    """Small crops that only the student sees (multi-crop: SwAV Sec. 3.3, DINO Sec. 3.1)."""
+
+    count: int = Field(8, ge=1)
+    """of each image"""
+    size: int = Field(96, ge=2)
+    """pixels"""
+    augment: Augment = Augment(scale=(0.05, 0.4))
+
+
+class BlockMasks(Spec):
+    """Which patches of the global views the student does not see (iBOT Sec. 3 and App. A)."""
+
+    patch: int = Field(16, ge=1)
+    """pixels, the encoder's patch size"""
+    ratio: tuple[Probability, Probability] = (0.1, 0.5)
+    """share of the patches that is hidden, drawn uniformly"""
+    probability: Probability = 0.5
+    """of a view being masked at all; always masking is unstable with multi-crop (iBOT App. B)"""
+    aspect: float = Field(0.3, gt=0, le=1)
+    """of a block: between this and its inverse"""
+
+
+class Crops(Spec):
     """Global views of each image, `size` x `size`: views 0, 2 by `augment`, views 1, 3 by `second` (BYOL's T and T')."""
 
-    kind: Literal["two-crops"] = "two-crops"
     size: int = Field(224, ge=4)
     """pixels"""
     augment: Augment = Augment()
     second: Augment | None = None
-    """none: the same as augment"""
+    """of every other global view; none: the same as augment"""
+    locals: Locals | None = None
+    """small crops besides; none: global views only"""
+    masks: BlockMasks | None = None
+    """patches of the global views hidden from the student; none: all are seen"""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """of the channels, images in [0, 1]; one value serves all channels"""
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
 
-    def of_view(self, view: int) -> Augment:
-        return self.augment if view % 2 == 0 or self.second is None else self.second
+    def of_each_size(self, globals: int) -> list[list[tuple[int, int, Augment]]]:
+        """(view, size, augmentation) of `globals` global views, then of the local ones."""
+        first = [(v, self.size, self.second if self.second and v % 2 else self.augment) for v in range(globals)]
+        if self.locals is None:
+            return [first]
+        return [first, [(globals + n, self.locals.size, self.locals.augment) for n in range(self.locals.count)]]

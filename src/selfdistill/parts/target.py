@@ -1,0 +1,111 @@
+"""What a teacher's logits become before a cross-entropy: a distribution, kept from collapsing by centring or by Sinkhorn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from selfdistill.parts.collective import gather, own
+from selfdistill.parts.schedule import Progress, Schedule
+from selfdistill.spec import Spec
+
+
+class Softmax(Spec):
+    """softmax(t / tau), nothing more (SimSiam Sec. 4.5 with tau 1; DINO Fig. 7 without centring)."""
+
+    kind: Literal["softmax"] = "softmax"
+    temperature: Schedule = Schedule(base=1.0)
+
+    def build(self, dim: int) -> nn.Module:
+        return SoftmaxTarget(self.temperature)
+
+
+class Centre(Spec):
+    """softmax((t - c) / tau): c, the running mean of the logits, prevents one output from dominating, and a low temperature
+    (sharpening) prevents the uniform one (DINO eq. 4 and Sec. 5.3)."""
+
+    kind: Literal["centre"] = "centre"
+    temperature: Schedule = Schedule(base=0.07, warmup=30, warmup_from=0.04)
+    """tau_t; sharpening is tau_t below the student's temperature"""
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """m in c <- m c + (1 - m) mean(t); 1 never moves from 0, which takes centring out"""
+
+    def build(self, dim: int) -> nn.Module:
+        return CentreTarget(self, dim)
+
+
+class Sinkhorn(Spec):
+    """Logits to an equal partition of the samples over the prototypes (SwAV; DINO Table 7 row SK; DINOv2)."""
+
+    kind: Literal["sinkhorn"] = "sinkhorn"
+    temperature: Schedule = Schedule(base=0.05)
+    """epsilon"""
+    iterations: Annotated[int, Field(ge=1)] = 3
+
+    def build(self, dim: int) -> nn.Module:
+        return SinkhornTarget(self)
+
+
+Target = Annotated[Softmax | Centre | Sinkhorn, Field(discriminator="kind")]
+
+
+class SoftmaxTarget(nn.Module):
+    def __init__(self, temperature: Schedule):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, t: Tensor, progress: Progress) -> Tensor:
+        """Logits [..., K] to probabilities, fp32 or better."""
+        return (t / self.temperature.at(progress)).softmax(-1)
+
+    def update(self) -> None:
+        pass
+
+
+class CentreTarget(SoftmaxTarget):
+    """The centre is a buffer, so a checkpoint has it; the mean is over images, views and ranks, and moves once a step."""
+
+    centre: Tensor
+
+    def __init__(self, spec: Centre, dim: int):
+        super().__init__(spec.temperature)
+        self.m = spec.momentum
+        self.register_buffer("centre", torch.zeros(dim))
+        self._sums: list[Tensor] = []
+
+    def forward(self, t: Tensor, progress: Progress) -> Tensor:
+        if torch.is_grad_enabled():  # a step of training, which an update will follow
+            rows = t.detach().flatten(0, -2)
+            count = rows.new_tensor([[len(rows)]])  # ranks differ in how many patches they mask
+            self._sums.append(gather(torch.cat([rows.sum(0, keepdim=True), count], 1)).sum(0))  # [K + 1]
+        return super().forward(t - self.centre, progress)
+
+    def update(self) -> None:
+        total = sum(self._sums, start=self.centre.new_zeros(len(self.centre) + 1))
+        if total[-1] > 0:
+            self.centre.lerp_((total[:-1] / total[-1]).to(self.centre.dtype), 1 - self.m)
+        self._sums.clear()
+
+
+class SinkhornTarget(SoftmaxTarget):
+    def __init__(self, spec: Sinkhorn):
+        super().__init__(spec.temperature)
+        self.iterations = spec.iterations
+
+    def forward(self, t: Tensor, progress: Progress) -> Tensor:
+        """Logits [G, B, K], each view on its own."""
+        return torch.stack([sinkhorn(view / self.temperature.at(progress), self.iterations) for view in t])
+
+
+def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+    """Codes [n, K] of this rank's logits [n, K] (already divided by epsilon): rows sum to 1, and over the samples of all ranks
+    each prototype gets the same share (SwAV's `distributed_sinkhorn`). In logarithms: exp(1 / 0.05) alone is 5e8."""
+    n = len(logits)
+    q = gather(logits)  # [N, K]
+    for _ in range(iterations):
+        q = q - q.logsumexp(0, keepdim=True)  # each prototype the same share
+        q = q - q.logsumexp(1, keepdim=True)  # each sample one
+    return own(q, n).exp()

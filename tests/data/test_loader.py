@@ -1,0 +1,85 @@
+"""The order of a run, and which labels it may see."""
+
+import pytest
+import torch
+
+from selfdistill.data.images import Pixels
+from selfdistill.data.loader import micro_batches, training_views, visible_labels, with_labelled
+from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
+
+RECIPE = METHODS["simsiam"].edit(["batch_size=8", "epochs=3", "views.size=8", "encoder.channels=1", "views.mean=[0.5]", "views.std=[0.5]"])
+SEMI = METHODS["mean-teacher"].edit(
+    [
+        "batch_size=8",
+        "epochs=3",
+        "labelled_share=0.25",
+        "labels=6",
+        "views.size=8",
+        "encoder.channels=1",
+        "views.mean=[0.5]",
+        "views.std=[0.5]",
+    ]
+)
+
+
+def images(n=30, classes=3):
+    return Pixels(torch.zeros(n, 1, 8, 8, dtype=torch.uint8), torch.arange(n) % classes, tuple("abcdef"[:classes]))
+
+
+def test_an_epoch_has_each_image_once_and_drops_what_fills_no_batch():
+    batches = [index for epoch, index in micro_batches(RECIPE, 30, 0) if epoch == 0]
+    assert [len(b) for b in batches] == [8, 8, 8]
+    assert len(torch.cat(batches).unique()) == 24
+
+
+def test_a_later_start_sees_what_is_left():
+    whole = list(micro_batches(RECIPE, 30, 0))
+    for step in (1, 3, 5):
+        rest = list(micro_batches(RECIPE, 30, step))
+        assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(whole[step:], rest, strict=True))
+
+
+@pytest.mark.parametrize("labels", [3, 7, 0.5, 1.0])
+def test_labels_are_balanced_and_drawn_by_seed(labels):
+    visible = visible_labels(images(), SEMI.edit([f"labels={labels}"]))
+    total = labels if isinstance(labels, int) else round(labels * 30)
+    counts = torch.bincount(visible[visible >= 0], minlength=3)
+    assert counts.sum() == total
+    assert counts.max() - counts.min() <= 1
+    assert torch.equal(visible[visible >= 0], images().labels[visible >= 0])
+    again = visible_labels(images(), SEMI.edit([f"labels={labels}"]))
+    assert torch.equal(visible, again)
+    if labels in (3, 7):
+        assert not torch.equal(visible, visible_labels(images(), SEMI.edit([f"labels={labels}", "seed=1"])))
+
+
+@pytest.mark.parametrize("labels", ["1", "31", "2"])
+def test_too_few_or_too_many_labels(labels):
+    with pytest.raises(Misuse, match=f"labels={labels}"):
+        visible_labels(images(), SEMI.edit([f"labels={labels}"]))
+
+
+def test_labels_of_images_that_have_none():
+    with pytest.raises(Misuse, match="no labels"):
+        visible_labels(Pixels(torch.zeros(30, 1, 8, 8, dtype=torch.uint8)), SEMI)
+
+
+def test_each_batch_has_its_share_of_labelled_images_and_all_come_in_turn():
+    labelled = torch.tensor([3, 5, 8, 13, 21])
+    seen = []
+    for step in range(10):
+        batch = with_labelled(torch.arange(100, 108), labelled, 2, step, seed=0)
+        assert len(batch) == 8
+        chosen = batch[batch < 100]
+        assert len(chosen) == 2
+        seen += chosen.tolist()
+    assert [seen.count(int(i)) for i in labelled] == [4] * 5
+
+
+def test_views_carry_the_visible_labels_only():
+    views = next(training_views(images(), SEMI, 0, torch.device("cpu"), print))
+    visible = visible_labels(images(), SEMI)
+    assert torch.equal(views.labels, visible[views.ids])
+    assert (views.labels >= 0).sum() >= 2
+    assert next(training_views(images(), RECIPE, 0, torch.device("cpu"), print)).labels is None
