@@ -209,3 +209,13 @@ def test_methods_diff_and_doctor(run):
     code, out, _ = run("doctor")
     assert code == 0
     assert "torch" in out
+
+
+def test_local_crops_and_masks_of_a_folder(run, photos):
+    """A worker cuts crops of two sizes; masks are drawn in the batch."""
+    vit = ["encoder=timm:vit_tiny_patch16_224", "encoder.options={patch_size: 4, depth: 1, embed_dim: 16, num_heads: 2}"]
+    head = ["projector.hidden=[16]", "projector.bottleneck=8", "projector.out=12", "views.size=16", "views.masks.patch=4"]
+    short = ["views.locals={count: 2, size: 8}", "batch_size=8", "epochs=1", "workers=1", "log_every=1"]
+    code, out, err = run("pretrain", "ibot", f"data={photos}", *vit, *head, *short, "--out", "run")
+    assert code == 0, err
+    assert "run folder: run" in out
