@@ -50,9 +50,9 @@ class Recipe(Spec):
     terms: dict[str, Term] = {"views": Term()}
     """the loss, a sum of terms"""
     bn_joint: bool = False
-    """BatchNorm sees all views of one size together (DINO) or each view alone (SimSiam, BYOL)"""
+    """BatchNorm sees views together, the encoder's those of one size and the head's all (DINO), or each alone (SimSiam, BYOL)"""
     keep: Literal["student", "teacher"] = "student"
-    """whose encoder is evaluated and saved"""
+    """whose encoder is evaluated and saved; a teacher without weights of its own is the student"""
 
     # Optimisation.
     optimizer: Annotated[SGD | LARS | AdamW, Field(discriminator="kind")] = SGD()
@@ -110,8 +110,6 @@ class Recipe(Spec):
             raise ValueError(f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}")
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: it goes with a term that learns from labels (mean-teacher's), and only with one")
-        if self.keep == "teacher" and not own:
-            raise ValueError(f"keep=teacher with teacher={self.teacher.kind}, which has no weights of its own: use keep=student")
         self.micro_batch(self.devices if isinstance(self.devices, int) else 1)
         for name in ("mean", "std"):
             if len(getattr(self.views, name)) not in (1, self.encoder.channels):

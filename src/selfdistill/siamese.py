@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 class Student(nn.Module):
-    """Encoder and projector: crops to projections. BatchNorm sees each view alone, or all views of one size together."""
+    """Encoder and projector: crops to projections."""
 
     def __init__(self, backbone: Backbone, projector: nn.Module, patch_projector: nn.Module | None, masked: bool, bn_joint: bool):
         super().__init__()
@@ -110,7 +110,7 @@ class Siamese(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The encoder that the paper evaluates."""
-        return self.networks[self.recipe.keep].backbone
+        return self.networks.get(self.recipe.keep, self.student).backbone
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters by what becomes of them: `lr_scale`, `lr_decay`, `weight_decayed`, `frozen_epochs`."""

@@ -192,3 +192,11 @@ def test_two_processes_leave_one_run(tmp_path):
     run = sd.load(tmp_path / "run")
     assert [r["step"] for r in run.metrics] == list(range(1437 // 32 + 1))
     assert run.summary["verdict"] == "healthy"
+
+
+def test_a_run_leaves_the_process_as_it_was(tiny_source, tmp_path):
+    """Denormals, which are flushed while it trains, and the signals' handlers."""
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **{**TINY, "epochs": 1})
+    assert float(torch.tensor(5e-324, dtype=torch.float64) * 1) > 0
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers

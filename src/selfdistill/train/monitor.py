@@ -89,7 +89,7 @@ class Monitor:
         for who, network in siamese.networks.items():
             of = [features(network.backbone, plain_batches(i, self.recipe.views, self.device, self.recipe.workers)) for i in (bank, test)]
             found[f"knn_{who}"] = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
-        found = {"knn_top1": found[f"knn_{self.recipe.keep}"], **(found if len(found) > 1 else {})}
+        found = {"knn_top1": found.get(f"knn_{self.recipe.keep}", found["knn_student"]), **(found if len(found) > 1 else {})}
         if self.recipe.labels is not None:
             found |= test_errors(siamese, self.recipe, test, targets, self.device)
         return found
