@@ -7,11 +7,15 @@ from torch import Tensor, nn
 
 
 @torch.inference_mode()
-def features(backbone: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """[N, F] fp32 on the CPU: the backbone in eval mode on batches [b, C, S, S]; its mode is restored."""
+def features(backbone: nn.Module, batches: Iterable[Tensor], bf16: bool = False) -> Tensor:
+    """[N, F] fp32 on the CPU: the backbone in eval mode on batches [b, C, S, S]; its mode is restored. bf16: by autocast."""
     training = backbone.training
     backbone.eval()
     try:
-        return torch.cat([backbone(x).float().cpu() for x in batches])
+        found = []
+        for x in batches:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                found.append(backbone(x).float().cpu())
+        return torch.cat(found)
     finally:
         backbone.train(training)

@@ -42,8 +42,8 @@ class Monitor:
             self.sets = (*_spread_images(bank, labels, BANK), *_spread_images(test, targets, QUERIES))
         except Misuse:
             pass
-        # An image trained costs a forward and a backward pass, three forwards, for each view; an image probed costs one.
-        probed = len(self.sets[0]) + len(self.sets[2]) if self.sets else 0
+        # An image trained costs a forward and a backward pass, three forwards, for each view; an image probed costs one a network.
+        probed = (1 + recipe.teacher.own_weights) * (len(self.sets[0]) + len(self.sets[2])) if self.sets else 0
         often = max(1, math.ceil(probed / (3 * recipe.global_views * len(source.train)) / SHARE))
         self.every = often if recipe.probe_every == "auto" else recipe.probe_every
         self.state = journal.last.get("verdict", "healthy")
@@ -78,6 +78,10 @@ class Monitor:
             self.state = row["verdict"]
         self.steps, self.logged = 0, time.perf_counter()
 
+    def features(self, backbone: nn.Module, images: Images) -> Tensor:
+        batches = plain_batches(images, self.recipe.views, self.device, self.recipe.workers)
+        return features(backbone, batches, bf16=self.recipe.precision == "bf16")
+
     @torch.no_grad()
     def knn(self, siamese: Siamese) -> dict[str, Any]:
         """kNN accuracy on a share of the held-out images, of the encoder that is kept and, where the teacher has weights of its own,
@@ -87,7 +91,7 @@ class Monitor:
         bank, labels, test, targets = self.sets
         found: dict[str, Any] = {}
         for who, network in siamese.networks.items():
-            of = [features(network.backbone, plain_batches(i, self.recipe.views, self.device, self.recipe.workers)) for i in (bank, test)]
+            of = [self.features(network.backbone, i) for i in (bank, test)]
             found[f"knn_{who}"] = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
         found = {"knn_top1": found.get(f"knn_{self.recipe.keep}", found["knn_student"]), **(found if len(found) > 1 else {})}
         if self.recipe.labels is not None:
