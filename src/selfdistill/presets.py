@@ -13,33 +13,105 @@ from typing import Any
 from selfdistill.errors import Misuse
 from selfdistill.recipe import Recipe, diff
 
+Changes = tuple[tuple[str, str], ...]
+"""(setting, why)"""
+
 
 @dataclass(frozen=True)
 class Preset:
-    """Changes (setting, why) for all methods, and for one."""
+    """Changes for all methods, and for one."""
 
     of: str
-    changes: tuple[tuple[str, str], ...]
-    methods: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    changes: Changes
+    methods: dict[str, Changes] = field(default_factory=dict)
 
 
-GREY = (("encoder.channels=1", "grey images"),)
-SGD_NOT_LARS = ("optimizer=sgd", "LARS is for batches of thousands")
+def by_method(*layers: dict[str, Changes]) -> dict[str, Changes]:
+    """Each method's changes of all layers, in order."""
+    return {name: sum((layer.get(name, ()) for layer in layers), start=()) for name in {n: 0 for layer in layers for n in layer}}
+
+
+SGD = ("optimizer=sgd", "LARS is for batches of thousands")
+GREY = ("encoder.channels=1", "grey images")
 SMALL_NET = ("encoder.name=resnet-small", "ResNet-50 is made for 224 x 224 and for GPUs")
-SHORT_WARMUP = ("lr.warmup=2", "a tenth of the run")
+NO_LOCALS = ("views.locals=none", "small images have no part worth a view of its own")
+ONE_AUGMENTATION = ("views.second=none", "one augmentation for both views: solarised, small images look like another set")
+TAU = ("teacher.tau.base=0.99", "a short run: BYOL's code has 0.99 for 100 epochs; at 0.9 BYOL's outputs shrink to output_std 0.5")
+
+DINO_HEAD: Changes = (
+    NO_LOCALS,
+    TAU,
+    ("projector.hidden=[512, 512]", "few features"),
+    ("projector.bottleneck=64", "few features"),
+    ("projector.out=1024", "K: few images"),
+    ("projector.bn=hidden", "a small ViT's features are nearly one at first; without BatchNorm the targets turn uniform at once"),
+    ("weight_decay.end=0.04", "a short run"),
+)
+
+
+def sharpened(*terms: str) -> Changes:
+    temperature = "loss.target.temperature"
+    return tuple(
+        change
+        for name in terms
+        for change in (
+            (f"terms.{name}.{temperature}.warmup=0", "a short run"),
+            (f"terms.{name}.{temperature}.base=0.04", "the code's default"),
+        )
+    )
+
+
+SMALL_IMAGES: dict[str, Changes] = {
+    "byol": (SGD, TAU, ("projector.hidden=[1024]", "few features"), ("predictor.hidden=[1024]", "few features")),
+    "simclr": (
+        SGD,
+        ("weight_decay.base=0.0001", "SGD's usual"),
+        ("projector.hidden=[512]", "few features"),
+        ("terms.views.loss.temperature=0.2", "batches of hundreds, not thousands"),
+    ),
+    "moco": (TAU, ("projector.hidden=[512]", "few features")),
+    "swav": (
+        SGD,
+        NO_LOCALS,
+        ("weight_decay.base=0.0001", "SGD's usual"),
+        ("lr.end=0", "a short run"),
+        ("lr.warmup_from=0", "a short run"),
+        ("projector.hidden=[512]", "few features"),
+        ("terms.views.loss.prototypes=100", "fewer prototypes than a batch has images"),
+    ),
+    "dino": (*DINO_HEAD, *sharpened("views")),
+    "ibot": (*DINO_HEAD, *sharpened("views", "patches")),
+    "mean-teacher": (("teacher.tau.then.base=0.99", "a short run"), ("terms.consistency.weight.base=10", "few classes")),
+}
+"""what any set of small images needs"""
+
+DIGITS_VIT: Changes = (
+    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.options={patch_size: 2, depth: 3, embed_dim: 96, num_heads: 3}", "16 patches of 2 x 2"),
+    ("lr.base=0.004", "660 steps in all"),
+)
+GREY28_VIT: Changes = (
+    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.options={patch_size: 4, depth: 4, embed_dim: 128, num_heads: 4}", "49 patches of 4 x 4"),
+    ("lr.base=0.002", "a short run"),
+)
+COLOR32_VIT: Changes = (
+    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.options={patch_size: 4}", "64 patches of 4 x 4"),
+)
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
         of="8 x 8 grey, some 1,800 images",
         changes=(
-            *GREY,
+            GREY,
             ("views.size=8", "the images' own size"),
             ("views.mean=[0.3]", "the set's own"),
             ("views.std=[0.37]", "the set's own"),
             ("views.augment.scale=[0.6, 1.0]", "a fifth of a digit is no digit any more"),
             ("views.augment.flip=0", "a mirrored 2 is no digit"),
             ("views.augment.blur=0", "strokes are one or two pixels wide"),
-            ("views.second=none", "one augmentation for both views: a solarised digit is another set"),
+            ONE_AUGMENTATION,
             SMALL_NET,
             ("encoder.stem=3x3", "no stride at the start: 8 x 8 is little enough"),
             ("encoder.options={widths: [64, 128]}", "two stages, 8 x 8 and 4 x 4"),
@@ -48,86 +120,30 @@ PRESETS: dict[str, Preset] = {
             ("epochs=60", "660 steps, about a minute on two cores"),
             ("lr.warmup=5", "lr is high"),
         ),
-        methods={
-            "simsiam": (
-                ("lr.base=0.7", "660 steps in all"),
-                ("projector.hidden=[512, 512]", "128 features"),
-                ("projector.out=256", "128 features"),
-                (
-                    "projector.bn=hidden",
-                    "Table 3b; BatchNorm at the output holds the outputs apart for hundreds of steps (docs/collapse.md)",
+        methods=by_method(
+            SMALL_IMAGES,
+            {
+                "simsiam": (
+                    ("lr.base=0.7", "660 steps in all"),
+                    ("projector.hidden=[512, 512]", "128 features"),
+                    ("projector.out=256", "128 features"),
+                    ("projector.bn=hidden", "Table 3b; at the output it holds the outputs apart for hundreds of steps (docs/collapse.md)"),
+                    ("predictor.hidden=[128]", "d / 2"),
                 ),
-                ("predictor.hidden=[128]", "d / 2"),
-            ),
-            "byol": (
-                ("optimizer=sgd", "LARS is for batches of thousands"),
-                ("lr.base=0.4", "660 steps in all"),
-                ("weight_decay.base=0.0001", "SGD's usual"),
-                ("projector.hidden=[1024]", "128 features"),
-                ("predictor.hidden=[1024]", "128 features"),
-                ("teacher.tau.base=0.99", "BYOL's value for short runs (code's presets); at 0.9 the outputs shrink to output_std 0.5"),
-            ),
-            "simclr": (
-                SGD_NOT_LARS,
-                ("lr.base=0.4", "660 steps in all"),
-                ("weight_decay.base=0.0001", "SGD's usual"),
-                ("projector.hidden=[512]", "128 features"),
-                ("terms.views.loss.temperature=0.2", "batches of 128, not 4096"),
-            ),
-            "moco": (
-                ("lr.base=0.4", "660 steps in all"),
-                ("projector.hidden=[512]", "128 features"),
-                ("terms.views.loss.queue=1024", "11 steps of keys: fewer than the images"),
-                ("teacher.tau.base=0.99", "660 steps: 0.999 would hardly move"),
-            ),
-            "swav": (
-                SGD_NOT_LARS,
-                ("lr.base=0.2", "660 steps in all"),
-                ("lr.end=0.0", "660 steps in all"),
-                ("weight_decay.base=0.0001", "SGD's usual"),
-                ("projector.hidden=[512]", "128 features"),
-                ("terms.views.loss.prototypes=100", "1,437 images; fewer prototypes than a batch has views"),
-                ("views.locals=none", "8 x 8 has no part worth a view of its own"),
-            ),
-            "dino": (
-                ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-                ("encoder.options={patch_size: 2, depth: 4}", "16 tokens"),
-                ("views.locals=none", "8 x 8 has no part worth a view of its own"),
-                ("projector.hidden=[512, 512]", "192 features"),
-                ("projector.bottleneck=64", "192 features"),
-                ("projector.out=1024", "K, about as many as there are images"),
-                ("teacher.tau.base=0.99", "660 steps"),
-                ("lr.base=0.002", "660 steps in all"),
-                ("terms.views.loss.target.temperature.warmup=0", "660 steps in all"),
-                ("terms.views.loss.target.temperature.base=0.04", "the code's default"),
-            ),
-            "ibot": (
-                ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-                ("encoder.options={patch_size: 2, depth: 4}", "16 tokens"),
-                ("views.masks.patch=2", "the encoder's"),
-                ("views.locals=none", "8 x 8 has no part worth a view of its own"),
-                ("projector.hidden=[512, 512]", "192 features"),
-                ("projector.bottleneck=64", "192 features"),
-                ("projector.out=1024", "K, about as many as there are images"),
-                ("teacher.tau.base=0.99", "660 steps"),
-                ("lr.base=0.002", "660 steps in all"),
-                ("terms.views.loss.target.temperature.warmup=0", "660 steps in all"),
-                ("terms.views.loss.target.temperature.base=0.04", "the code's default"),
-                ("terms.patches.loss.target.temperature.warmup=0", "660 steps in all"),
-                ("terms.patches.loss.target.temperature.base=0.04", "the code's default"),
-            ),
-            "mean-teacher": (
-                ("labels=100", "10 a class"),
-                ("lr.base=0.1", "660 steps in all"),
-                ("teacher.tau.then.base=0.99", "660 steps"),
-                ("terms.consistency.weight.base=10", "a squared difference of 10 softmaxes"),
-            ),
-        },
+                "byol": (("lr.base=0.4", "660 steps in all"), ("weight_decay.base=0.0001", "SGD's usual")),
+                "simclr": (("lr.base=0.4", "660 steps in all"),),
+                "moco": (("lr.base=0.4", "660 steps in all"), ("terms.views.loss.queue=1024", "fewer keys than images")),
+                "swav": (("lr.base=0.2", "660 steps in all"),),
+                "dino": DIGITS_VIT,
+                "ibot": (*DIGITS_VIT, ("views.masks.patch=2", "the encoder's")),
+                "mean-teacher": (("labels=100", "10 a class"), ("lr.base=0.1", "660 steps in all")),
+            },
+        ),
     ),
     "grey-28": Preset(
         of="28 x 28 grey, as Fashion-MNIST",
         changes=(
-            *GREY,
+            GREY,
             ("views.size=28", "the images' own size"),
             ("views.mean=[0.286]", "Fashion-MNIST's"),
             ("views.std=[0.353]", "Fashion-MNIST's"),
@@ -135,31 +151,33 @@ PRESETS: dict[str, Preset] = {
             ("views.augment.blur=0", "28 x 28 is blurred enough"),
             ("views.augment.brightness=0.7", "grey images have no colour to jitter: more of what there is (3 epochs: kNN 0.841 to 0.847)"),
             ("views.augment.contrast=0.7", "the same"),
-            ("views.second=none", "one augmentation for both views"),
+            ONE_AUGMENTATION,
             SMALL_NET,
             ("encoder.stem=3x3/2", "over 1,000 images/s on two cores"),
             ("encoder.zero_init_residual=false", "few blocks"),
             ("batch_size=128", "468 steps an epoch: more steps are worth more than larger batches (3 epochs: kNN 0.835 to 0.841)"),
             ("epochs=18", "under 20 minutes on two cores"),
-            SHORT_WARMUP,
+            ("lr.warmup=2", "a tenth of the run"),
         ),
-        methods={
-            "simsiam": (
-                ("lr.base=0.1", "SimSiam App. D raises it for small images as well"),
-                ("weight_decay.base=0.0005", "SimSiam App. D"),
-                ("projector.hidden=[1024]", "two layers, SimSiam App. D"),
-                ("projector.out=1024", "256 features"),
-                ("predictor.hidden=[256]", "d / 4"),
-            ),
-            "byol": (
-                ("optimizer=sgd", "LARS is for batches of thousands"),
-                ("lr.base=0.2", "SGD's scale"),
-                ("weight_decay.base=0.0005", "SGD's scale"),
-                ("projector.hidden=[1024]", "256 features"),
-                ("predictor.hidden=[1024]", "256 features"),
-                ("teacher.tau.base=0.99", "8,424 steps: BYOL's value for 100 epochs (code's presets)"),
-            ),
-        },
+        methods=by_method(
+            SMALL_IMAGES,
+            {
+                "simsiam": (
+                    ("lr.base=0.1", "SimSiam App. D raises it for small images as well"),
+                    ("weight_decay.base=0.0005", "SimSiam App. D"),
+                    ("projector.hidden=[1024]", "two layers, SimSiam App. D"),
+                    ("projector.out=1024", "256 features"),
+                    ("predictor.hidden=[256]", "d / 4"),
+                ),
+                "byol": (("lr.base=0.2", "SGD's scale"), ("weight_decay.base=0.0005", "SGD's scale")),
+                "simclr": (("lr.base=0.2", "SGD's scale"),),
+                "moco": (("lr.base=0.2", "small batches"), ("terms.views.loss.queue=4096", "fewer keys than images")),
+                "swav": (("lr.base=0.1", "SGD's scale"),),
+                "dino": GREY28_VIT,
+                "ibot": (*GREY28_VIT, ("views.masks.patch=4", "the encoder's")),
+                "mean-teacher": (("labels=1000", "100 a class"),),
+            },
+        ),
     ),
     "color-32": Preset(
         of="32 x 32 colour, as CIFAR-10 (SimSiam App. D)",
@@ -168,27 +186,27 @@ PRESETS: dict[str, Preset] = {
             ("views.mean=[0.491, 0.482, 0.447]", "CIFAR-10's"),
             ("views.std=[0.247, 0.243, 0.262]", "CIFAR-10's"),
             ("views.augment.blur=0", "SimSiam App. D"),
-            ("views.second=none", "one augmentation for both views"),
+            ONE_AUGMENTATION,
             ("encoder.name=resnet18", "SimSiam App. D"),
             ("encoder.stem=3x3", "the CIFAR stem: no stride before the first block"),
             ("batch_size=512", "SimSiam App. D"),
             ("epochs=800", "SimSiam App. D"),
         ),
-        methods={
-            "simsiam": (
-                ("lr.base=0.03", "SimSiam App. D"),
-                ("weight_decay.base=0.0005", "SimSiam App. D"),
-                ("projector.hidden=[2048]", "two layers, SimSiam App. D"),
-            ),
-            "byol": (
-                ("optimizer=sgd", "LARS is for batches of thousands"),
-                ("lr.base=0.03", "as SimSiam"),
-                ("weight_decay.base=0.0005", "as SimSiam"),
-                ("projector.hidden=[1024]", "512 features"),
-                ("predictor.hidden=[1024]", "512 features"),
-                ("teacher.tau.base=0.99", "as lightly's and solo-learn's CIFAR settings"),
-            ),
-        },
+        methods=by_method(
+            SMALL_IMAGES,
+            {
+                "simsiam": (
+                    ("lr.base=0.03", "SimSiam App. D"),
+                    ("weight_decay.base=0.0005", "SimSiam App. D"),
+                    ("projector.hidden=[2048]", "two layers, SimSiam App. D"),
+                ),
+                "byol": (("lr.base=0.03", "as SimSiam"), ("weight_decay.base=0.0005", "as SimSiam")),
+                "moco": (("terms.views.loss.queue=4096", "the authors' CIFAR notebook"),),
+                "dino": COLOR32_VIT,
+                "ibot": (*COLOR32_VIT, ("views.masks.patch=4", "the encoder's")),
+                "mean-teacher": (("labels=4000", "Mean Teacher Table 2"),),
+            },
+        ),
     ),
     "few-photos": Preset(
         of="a folder of less than 20,000 images",
@@ -196,14 +214,29 @@ PRESETS: dict[str, Preset] = {
             ("views.size=128", "a third of 224's cost"),
             ("encoder.name=resnet18", "ResNet-50 has more parameters than this has pixels to learn from"),
             ("batch_size=64", "many steps from few images"),
+            ("epochs=100", "as SimSiam"),
         ),
         methods={
             "byol": (
-                ("optimizer=sgd", "LARS is for batches of thousands"),
+                SGD,
+                TAU,
                 ("lr.base=0.05", "SGD's scale"),
                 ("weight_decay.base=0.0001", "SGD's scale"),
-                ("epochs=100", "as SimSiam"),
-                ("teacher.tau.base=0.99", "BYOL's value for 100 epochs (code's presets)"),
+            ),
+            "simclr": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.temperature=0.2", "batches of 64")),
+            "moco": (TAU, ("terms.views.loss.queue=512", "fewer keys than images")),
+            "swav": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.prototypes=60", "batches of 64")),
+            "dino": (
+                ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+                ("views.locals={count: 4, size: 64}", "half the cost"),
+                ("projector.out=4096", "K: few images"),
+                TAU,
+            ),
+            "ibot": (
+                ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+                ("views.locals={count: 4, size: 64}", "half the cost"),
+                ("projector.out=4096", "K: few images"),
+                TAU,
             ),
         },
     ),
@@ -238,7 +271,7 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[str]]:
     for setting, why in changes:
         key, _, new = setting.partition("=")
         if any(path == key or path.startswith(f"{key}.") for path in differing):
-            lines.append(f"{key}: {_short(recipe, key)} -> {new}, {why}")
+            lines.append(f"{key}: {_short(recipe, key)} -> {new} ({why})")
     return changed, lines
 
 

@@ -1,0 +1,49 @@
+"""What a small data set needs is said, field by field, and fits every method."""
+
+import pytest
+
+from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
+from selfdistill.presets import FEW, PRESETS, preset_for, with_preset
+from selfdistill.recipe import diff
+from selfdistill.siamese import Siamese
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fits_every_method_and_says_what_it_changes(name, method):
+    paper = METHODS[method]
+    recipe, lines = with_preset(paper, name)
+    Siamese(recipe, images=10)
+    said = {line.partition(": ")[0] for line in lines}
+    for path, _, _ in diff(paper, recipe):
+        assert any(path == key or path.startswith(f"{key}.") for key in said), path
+    for line in lines:
+        change, _, why = line.partition(" (")
+        assert " -> " in change
+        assert len(why) > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_preset_keeps_the_papers_values(method):
+    assert with_preset(METHODS[method], "none") == (METHODS[method], [])
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "side", "name"),
+    [
+        (1437, 1, 8, "digits"),
+        (60_000, 1, 28, "grey-28"),
+        (50_000, 3, 32, "color-32"),
+        (105_000, 3, 96, "none"),
+        (500, 3, None, "few-photos"),
+        (FEW, 3, None, "none"),
+    ],
+)
+def test_the_preset_follows_from_the_images(images, channels, side, name):
+    assert preset_for(images, channels, side) == name
+
+
+def test_an_unknown_preset():
+    with pytest.raises(Misuse, match="grey-28"):
+        with_preset(METHODS["byol"], "gray-28")
