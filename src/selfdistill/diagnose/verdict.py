@@ -17,6 +17,8 @@ LOW_RANK = 0.02
 
 UNIFORM, DOMINATED = 0.98, 0.1
 """of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
+VARIED_STD = 0.5
+"""of output_std: outputs that differ this much are no uniform ones; a soft target (SimSiam Sec. 4.5, temperature 1) only looks it"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def judge(metrics: Mapping[str, float], recipe: Recipe) -> Verdict:
     if metrics.get("target_entropy") is not None:
         most = math.log(metrics["target_outputs"])
         h, usage = metrics["target_entropy"], metrics["target_usage_entropy"]
-        if h > UNIFORM * most:
+        if h > UNIFORM * most and std < VARIED_STD:
             evidence = f"the targets' entropy is {h:.2f} of ln K = {most:.2f}, loss {loss:.2f}: every output is alike."
             return Verdict("uniform-target", evidence, "Sharpen: a lower target temperature than the student's (DINO Fig. 7).")
         if usage < DOMINATED * most:

@@ -45,5 +45,5 @@ def has_bf16() -> bool:
     """Hardware with bf16 arithmetic: Ampere and later, CPUs with AMX or AVX512-BF16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    # Private, but in every release since 2.9; the public torch.cpu.get_capabilities is younger.
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
