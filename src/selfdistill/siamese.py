@@ -51,10 +51,10 @@ class Student(nn.Module):
         if masks is None:
             h = torch.cat([self.each(self.backbone, x) for x in crops])  # [V, B, F]
             return Output(self.each(self.projector, h))  # [V, B, D]
-        G = crops[0].shape[:2]
+        views = crops[0].shape[:2]
         flat = masks.flatten(0, 1)
         cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token)
-        h = torch.cat([cls.unflatten(0, G), *(self.each(self.backbone, x) for x in crops[1:])])  # [V, B, F]
+        h = torch.cat([cls.unflatten(0, views), *(self.each(self.backbone, x) for x in crops[1:])])  # [V, B, F]
         project = self.patch_projector or self.projector
         return Output(self.each(self.projector, h), project(patches[flat.flatten(1)]))  # [V, B, D], [M, D]: masked patches only
 
