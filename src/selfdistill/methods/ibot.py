@@ -14,7 +14,8 @@
         C = m C + (1 - m) mean(ut_cls, vt_cls); C' = m' C' + (1 - m') mean(ut_patch, vt_patch)
 
 Expected: ViT-S/16 on ImageNet, 800 epochs, 2x224 + 10x96: 75.2 % kNN, 77.9 % linear top-1 (Table 1).
-Departure: C' is the mean over the masked patches, as in DINOv2, where iBOT's code takes all of them: only masked patches go
+Departures: the prototypes have unit length (the code's norm_last_layer, which its longest runs turn off); the mask token is not
+decayed; and C' is the mean over the masked patches, as in DINOv2, where iBOT's code takes all of them: only masked patches go
 through the heads. A patch is masked whatever it shows, so both estimate the same mean.
 """
 
