@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from selfdistill.errors import Failure, Misuse
+
+if TYPE_CHECKING:
+    from selfdistill.api import Recipe, Run
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -56,7 +59,7 @@ def pretrain(
         _summary(run)
 
 
-def _summary(run: api.Run) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _summary(run: Run) -> None:
     s = run.summary
     console.print(f"\n{s['because']}", soft_wrap=True)
     if s.get("knn_top1") is not None:
@@ -96,7 +99,7 @@ def methods() -> None:
     console.print(table)
 
 
-def _slots(r: api.Recipe) -> dict[str, str]:  # type: ignore[name-defined]  # noqa: F821
+def _slots(r: Recipe) -> dict[str, str]:
     """What fills each slot, in a few words: the design's table, read off the recipe."""
     g, h, teacher, views = r.projector, r.predictor, r.teacher, r.views
     locals_ = f" + {views.locals.count} local" if views.locals else ""
