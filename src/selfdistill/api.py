@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Pixels, Source
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff
 from selfdistill.train import loop
@@ -33,9 +32,8 @@ def recipe_of(name: str) -> Recipe:
         return load(path).recipe
     if path.is_file():
         return Recipe.from_yaml(path)
-    near = get_close_matches(name, METHODS, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise Misuse(f"{name}: no such method; there are {', '.join(METHODS)} (or name a recipe's YAML file or a run folder).{hint}")
+    known = f"{', '.join(METHODS)} (or name a recipe's YAML file or a run folder)"
+    raise Misuse(f"{name}: no such method; there are {known}.{did_you_mean(name, METHODS)}")
 
 
 def pretrain(

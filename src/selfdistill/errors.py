@@ -1,5 +1,14 @@
 """The two ways in which a command ends early. The message is for the user: it names the thing, the value and the way out."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(word: str, words: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
+    """The end of a message: the nearest of `words`, with what stands `before` it, or nothing."""
+    near = get_close_matches(word, list(words), 1, cutoff)
+    return f" Did you mean {before}{near[0]}?" if near else ""
+
 
 class Misuse(ValueError):
     """The user asked for something that cannot be done: exit code 2."""

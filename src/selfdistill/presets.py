@@ -7,11 +7,10 @@ settings come after it and win. `preset=none` keeps the paper's values.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-from selfdistill.errors import Misuse
-from selfdistill.recipe import Recipe, diff
+from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.recipe import Recipe, diff, under
 
 Changes = tuple[tuple[str, str], ...]
 """(setting, why)"""
@@ -262,15 +261,14 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[str]]:
     if name == "none":
         return recipe, []
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, 1)
-        raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto." + (f" Did you mean {near[0]}?" if near else ""))
+        raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto.{did_you_mean(name, PRESETS)}")
     changes = PRESETS[name].changes + PRESETS[name].methods.get(recipe.method, ())
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
     lines = []
     for setting, why in changes:
         key, _, new = setting.partition("=")
-        if any(path == key or path.startswith(f"{key}.") for path in differing):
+        if any(under(key, path) for path in differing):
             lines.append(f"{key}: {_short(recipe, key)} -> {new} ({why})")
     return changed, lines
 

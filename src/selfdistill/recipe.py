@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.head import DINOHead, Predictor, Projector
 from selfdistill.parts.loss import Term, global_views
@@ -177,6 +177,11 @@ def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     return [(path, left.get(path), right.get(path)) for path in {**left, **right} if left.get(path) != right.get(path)]
 
 
+def under(key: str, path: str) -> bool:
+    """Whether the leaf at `path` is the field `key` or inside it."""
+    return path == key or path.startswith(f"{key}.")
+
+
 def leaves(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """(path, value) for each field that holds no others."""
     return _leaves(recipe.model_dump(mode="json"))
@@ -244,8 +249,7 @@ def _edited(annotation: Any, node: Any, names: list[str], value: str, key: str) 
         raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={_kind(specs[0]) or '{...}'}")
     cls = next((c for c in specs if _kind(c) == node.get("kind", "")), specs[0])
     if name not in cls.model_fields:
-        near = get_close_matches(name, cls.model_fields, 1, 0.5)
-        hint = f" Did you mean {key[: -len('.'.join(names))]}{near[0]}?" if near else ""
+        hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], cutoff=0.5)
         hint += "".join(f" {here}={_kind(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
         owner = f"{here}={node['kind']}" if "kind" in node else here
         fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"
@@ -275,7 +279,6 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
         return {**(node or {}), "base": parsed}
     if specs and not isinstance(parsed, dict):
         allowed = [_kind(cls) for cls in specs if _kind(cls)] + ["none"] * (type(None) in options)
-        near = get_close_matches(value, allowed, 1)
         ways = f"allowed: {', '.join(allowed)}" if allowed else f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
-        raise Misuse(f"{key}={value}: {ways}." + (f" Did you mean {near[0]}?" if near else ""))
+        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, allowed)}")
     return parsed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
-from selfdistill.errors import Misuse
-from selfdistill.recipe import Recipe, leaves
+from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.recipe import Recipe, diff, leaves, under
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,14 @@ def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
     settings: list[str] = []
     for name in names:
         if name not in EDITS:
-            near = get_close_matches(name, EDITS, 1)
-            raise Misuse(f"--without {name}: allowed: {', '.join(EDITS)}." + (f" Did you mean {near[0]}?" if near else ""))
+            raise Misuse(f"--without {name}: allowed: {', '.join(EDITS)}.{did_you_mean(name, EDITS)}")
         settings.append(EDITS[name].setting)
-    changed = dict(leaves(recipe.edit(settings)))
+    differing = [path for path, _, _ in diff(recipe, recipe.edit(settings))]
+    values = dict(leaves(recipe))
     for name in names:
-        key = EDITS[name].setting.partition("=")[0]
-        before, after = ({p: v for p, v in at.items() if p == key or p.startswith(f"{key}.")} for at in (dict(leaves(recipe)), changed))
-        is_there = EDITS[name].of == () or before.get(key, before.get(f"{key}.kind")) in EDITS[name].of
-        if before == after or not is_there:
-            raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what}: {EDITS[name].setting})")
+        edit = EDITS[name]
+        key = edit.setting.partition("=")[0]
+        is_there = not edit.of or values.get(key, values.get(f"{key}.kind")) in edit.of
+        if not is_there or not any(under(key, path) for path in differing):
+            raise Misuse(f"--without {name}: {recipe.method} has none to take out ({edit.what}: {edit.setting})")
     return settings

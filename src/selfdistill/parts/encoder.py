@@ -1,7 +1,6 @@
 """Backbones: any timm model, ResNets for small images, a small ResNet for CPUs, any module from Python."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import timm
@@ -10,7 +9,7 @@ from pydantic import Field
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.spec import Spec
 
 Stem = Literal["7x7", "3x3", "3x3/2"]
@@ -131,8 +130,7 @@ def _network(spec: Encoder, size: int) -> nn.Module:
             raise Misuse(f"encoder.options={spec.options} does not fit resnet-small, which takes widths, a list: {e}") from e
     if spec.name.startswith("python:"):
         raise Misuse(f"encoder={spec.name}: this run was made with a module of your own: pass it from Python, encoder=module")
-    near = get_close_matches(spec.name, [*RESNETS, "resnet-small", *(f"timm:{m}" for m in timm.list_models())], 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(spec.name, [*RESNETS, "resnet-small", *(f"timm:{m}" for m in timm.list_models())])
     raise Misuse(f"encoder={spec.name}: no such encoder. Allowed: {', '.join(RESNETS)}, resnet-small, timm:NAME.{hint}")
 
 
@@ -147,8 +145,7 @@ def _restem(net: Any, spec: Encoder) -> nn.Module:
 
 def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), 1)
-        hint = f" Did you mean timm:{near[0]}?" if near else ""
+        hint = did_you_mean(name, timm.list_models(), before="timm:")
         raise Misuse(f"encoder=timm:{name}: timm {timm.__version__} has no model of that name; timm.list_models() lists all.{hint}")
     # A ViT is made for any size, a Swin for this one, a convnet needs neither keyword: the first that the model accepts.
     problem: Exception = ValueError()

@@ -71,7 +71,7 @@ def pretrain(
     start = checkpoint.load(run.checkpoint, siamese, optimizer, fabric.device) if resume else 0
     keeper = checkpoint.Keeper(run.checkpoint, writes=fabric.is_global_zero)
     console = console or Console()
-    monitor = Monitor(recipe, source, fabric.device, Journal(out, start, total, console)) if fabric.is_global_zero else None
+    monitor = Monitor(recipe, source, Journal(out, start, total, console)) if fabric.is_global_zero else None
 
     def bad(path: Path, reason: str) -> None:
         if recipe.on_bad_image == "error":
@@ -179,7 +179,7 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
         # A module of the user's own holds trained weights by now: what it was worth at first, the first line tells.
         summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder else run.knn(trained=False)
         if run.recipe.labels is not None:
-            summary |= test_errors(siamese, run.recipe, test, targets, next(siamese.parameters()).device)
+            summary |= test_errors(siamese, run.recipe, test, targets)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):
             summary["knn_raw_pixels"] = knn_accuracy(bank.pixels.flatten(1), labels, test.pixels.flatten(1), targets)
     write_whole(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.data.images import Files, Images, Pixels, Source
-from selfdistill.data.loader import plain_batches
 from selfdistill.diagnose import metrics
 from selfdistill.diagnose.verdict import judge
 from selfdistill.errors import Misuse
-from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train.journal import Journal
-from selfdistill.train.run import labelled
+from selfdistill.train.run import features_of, labelled
 
 BANK, QUERIES = 10_000, 2_000
 """images of the online kNN at most; evaluate uses all"""
@@ -34,8 +32,8 @@ class Monitor:
     """Writes a line every `log_every` steps; at probes adds kNN on held-out images, where there are labels, the collapse metrics
     on the projections of the step just made, and the verdict, which is said aloud when it turns."""
 
-    def __init__(self, recipe: Recipe, source: Source, device: torch.device, journal: Journal):
-        self.recipe, self.device, self.journal = recipe, device, journal
+    def __init__(self, recipe: Recipe, source: Source, journal: Journal):
+        self.recipe, self.journal = recipe, journal
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
             bank, labels, test, targets = labelled(source)
@@ -78,10 +76,6 @@ class Monitor:
             self.state = row["verdict"]
         self.steps, self.logged = 0, time.perf_counter()
 
-    def features(self, backbone: nn.Module, images: Images) -> Tensor:
-        batches = plain_batches(images, self.recipe.views, self.device, self.recipe.workers)
-        return features(backbone, batches, bf16=self.recipe.precision == "bf16")
-
     @torch.no_grad()
     def knn(self, siamese: Siamese) -> dict[str, Any]:
         """kNN accuracy on a share of the held-out images, of the encoder that is kept and, where the teacher has weights of its own,
@@ -91,11 +85,11 @@ class Monitor:
         bank, labels, test, targets = self.sets
         found: dict[str, Any] = {}
         for who, network in siamese.networks.items():
-            of = [self.features(network.backbone, i) for i in (bank, test)]
+            of = [features_of(network.backbone, i, self.recipe, bf16=self.recipe.precision == "bf16") for i in (bank, test)]
             found[f"knn_{who}"] = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
         found = {"knn_top1": found.get(f"knn_{self.recipe.keep}", found["knn_student"]), **(found if len(found) > 1 else {})}
         if self.recipe.labels is not None:
-            found |= test_errors(siamese, self.recipe, test, targets, self.device)
+            found |= test_errors(siamese, self.recipe, test, targets)
         return found
 
     @torch.no_grad()
@@ -122,11 +116,11 @@ class Monitor:
         return {**found, "verdict": verdict.state, "because": str(verdict)}
 
 
-def test_errors(siamese: Siamese, recipe: Recipe, test: Images, targets: Tensor, device: torch.device) -> dict[str, float]:
+def test_errors(siamese: Siamese, recipe: Recipe, test: Images, targets: Tensor) -> dict[str, float]:
     """Share of held-out images that the classifier gets wrong, of student and teacher (Mean Teacher's tables)."""
     wrong = {}
     for who, network in siamese.networks.items():
-        logits = features(nn.Sequential(network.backbone, network.projector), plain_batches(test, recipe.views, device, recipe.workers))
+        logits = features_of(nn.Sequential(network.backbone, network.projector), test, recipe)
         wrong[f"error_{who}"] = float((logits.argmax(1) != targets).float().mean())
     return wrong
 

@@ -92,22 +92,27 @@ class Run:
             raise Misuse(
                 f"images of {of.channels} channels for an encoder of {self.recipe.encoder.channels}: the run was made on {self.recipe.data}"
             )
-        device = next(self.backbone.parameters()).device
-        return features(self.backbone, plain_batches(of, self.recipe.views, device, self.recipe.workers))
+        return features_of(self.backbone, of, self.recipe)
 
     def knn(self, k: int = 20, temperature: float = 0.07, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. trained: or the encoder as it was at
         random. Raises `Misuse` without labels."""
         bank, labels, test, targets = labelled(self.source)
         backbone = self.backbone if trained else self._untrained()
-        device = next(backbone.parameters()).device
-        bank_h, test_h = (features(backbone, plain_batches(i, self.recipe.views, device, self.recipe.workers)) for i in (bank, test))
-        return knn_accuracy(bank_h, labels, test_h, targets, k, temperature)
+        return knn_accuracy(
+            features_of(backbone, bank, self.recipe), labels, features_of(backbone, test, self.recipe), targets, k, temperature
+        )
 
 
 def load(path: str | Path, encoder: nn.Module | None = None) -> Run:
     """A run from its folder; `encoder` is the module of a run that was given its own."""
     return Run(Path(path), encoder)
+
+
+def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False) -> Tensor:
+    """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them."""
+    device = next(network.parameters()).device
+    return features(network, plain_batches(images, recipe.views, device, recipe.workers), bf16)
 
 
 def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from selfdistill.views import color
 from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS as CROP
-from selfdistill.views.crop import crop_and_resize, crop_boxes
+from selfdistill.views.crop import crop_and_resize, crop_boxes, rectangles
 from selfdistill.views.draw import uniform
 from selfdistill.views.masks import block_masks
 from selfdistill.views.spec import Augment, Crops
@@ -103,14 +103,8 @@ def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
     ratio = 0.3 ** (1 - 2 * u[:, 2])
     h, w = (area * ratio).sqrt().round().clamp(1, H), (area / ratio).sqrt().round().clamp(1, W)
     top, left = (u[:, 3] * (H - h + 1)).floor(), (u[:, 4] * (W - w + 1)).floor()
-    inside = _between(top, h, H)[:, :, None] & _between(left, w, W)[:, None, :] & (u[:, 0] < probability)[:, None, None]
+    inside = rectangles(top, left, h, w, H, W) & (u[:, 0] < probability)[:, None, None]
     return x.masked_fill_(inside[:, None], 0.0)
-
-
-def _between(start: Tensor, length: Tensor, n: int) -> Tensor:
-    """[B, n]: which of n places lie in [start, start + length)."""
-    place = torch.arange(n, device=start.device)
-    return (place >= start[:, None]) & (place < (start + length)[:, None])
 
 
 def plain(images: Tensor, spec: Crops) -> Tensor:

@@ -60,3 +60,13 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     rows = resize_weights(top, height, images.shape[2], size)[:, None]  # [B, 1, S, H]
     columns = resize_weights(left, width, images.shape[3], size)[:, None]  # [B, 1, S, W]
     return rows @ (images.float() / 255) @ columns.mT  # [B, C, S, S]
+
+
+def rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, rows: int, columns: int) -> Tensor:
+    """[B, rows, columns] bool: what lies inside the rectangle of each image."""
+
+    def between(start: Tensor, length: Tensor, n: int) -> Tensor:
+        place = torch.arange(n, device=start.device)
+        return (place >= start[:, None]) & (place < (start + length)[:, None])
+
+    return between(top, height, rows)[:, :, None] & between(left, width, columns)[:, None, :]

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from selfdistill.views.crop import rectangles
 from selfdistill.views.draw import uniform
 from selfdistill.views.spec import BlockMasks
 
@@ -24,7 +25,6 @@ def block_masks(spec: BlockMasks, size: int, ids: Tensor, view: int, seed: int, 
     goal = ((low + (high - low) * u[:, 0]) * n * n).floor() * (u[:, 1] < spec.probability)  # [B] patches to hide
     mask = torch.zeros(len(ids), n, n, dtype=torch.bool, device=ids.device)
     failed = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-    place = torch.arange(n, device=ids.device)
     least, narrow = float((n // 3) ** 2), math.log(spec.aspect)
     for area, shape, top, left in u[:, 2:].unflatten(1, (PROPOSALS, 4)).permute(1, 2, 0):
         room = goal - mask.sum((1, 2))
@@ -32,9 +32,7 @@ def block_masks(spec: BlockMasks, size: int, ids: Tensor, view: int, seed: int, 
         shape = torch.exp(narrow * (2 * shape - 1))
         h, w = (area.clamp(min=0) * shape).sqrt().round(), (area.clamp(min=0) / shape).sqrt().round()
         top, left = (top * (n - h + 1)).floor(), (left * (n - w + 1)).floor()
-        rows = (place >= top[:, None]) & (place < (top + h)[:, None])
-        columns = (place >= left[:, None]) & (place < (left + w)[:, None])
-        block = rows[:, :, None] & columns[:, None, :]
+        block = rectangles(top, left, h, w, n, n)
         new = (block & ~mask).sum((1, 2))
         fits = (h < n) & (w < n) & (new > 0) & (new <= room) & (failed < TRIES)
         mask |= block & fits[:, None, None]
