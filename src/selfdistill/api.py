@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from selfdistill.ablate import em
 from selfdistill.ablate.edits import without as edits
-from selfdistill.data.images import Pixels, Source
+from selfdistill.data.images import Pixels, Source, spread
+from selfdistill.data.loader import in_memory
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff
@@ -19,8 +22,9 @@ from selfdistill.train import loop
 from selfdistill.train.loop import Interrupted
 from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
+from selfdistill.train.trained import predictor_gap
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "diff", "load", "pretrain", "recipe_of"]
+__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "load", "predictor_gap", "pretrain", "recipe_of"]
 
 
 def recipe_of(name: str) -> Recipe:
@@ -77,6 +81,26 @@ def pretrain(
         for line in lines:
             console.print(f"  {line}", soft_wrap=True, highlight=False)
     return loop.pretrain(recipe, source, path, False, module, console)
+
+
+def alternate(
+    *changes: str, rounds: int = 10, steps: int = 20, augmentations: int = 8, images: int = 1000, clusters: int | None = None
+) -> Iterator[tuple[em.Round, em.Round]]:
+    """The EM view: (k-means, SimSiam alternation) after each of `rounds` rounds on the same images; see `ablate.em`.
+
+    changes: "key=value" of SimSiam's recipe, `data=` among them. steps: of SGD in an M-step. augmentations: draws of an E-step.
+    clusters: of k-means, on raw pixels; as many as the data has classes, or 10.
+    """
+    recipe, source, _ = resolve(METHODS["simsiam"], changes)
+    recipe = recipe.edit([*em.ALTERNATION, *(c for c in changes if not c.startswith("data="))])
+    torch.manual_seed(recipe.seed)
+    pixels = in_memory(spread(source.train, images)[0], recipe.views, recipe.workers)
+    centres = clusters or len(pixels.classes) or 10
+    return zip(
+        em.kmeans(pixels.pixels.flatten(1).float() / 255, centres, rounds, recipe.seed),
+        em.alternation(recipe, pixels.pixels, rounds, steps, augmentations),
+        strict=True,
+    )
 
 
 def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:

@@ -15,9 +15,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.parts.encoder import Encoder
-from selfdistill.parts.head import DINOHead, Predictor, Projector
+from selfdistill.parts.head import DINOHead, Projector
 from selfdistill.parts.loss import Term, global_views
 from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
+from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
 from selfdistill.spec import Spec
@@ -41,7 +42,7 @@ class Recipe(Spec):
     """g, on both sides; none: the loss works on the features"""
     patch_projector: Annotated[Projector | DINOHead, Field(discriminator="kind")] | None = None
     """the head of masked patches; none: the projector serves them too (iBOT Table 17: shared is better)"""
-    predictor: Predictor | None = None
+    predictor: Annotated[Predictor | LeastSquares | DirectPred, Field(discriminator="kind")] | None = None
     """h, on the student's side only"""
     teacher: Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="kind")] = Shared()
     """what the student is asked to predict"""
@@ -110,6 +111,15 @@ class Recipe(Spec):
             raise ValueError(f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}")
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: it goes with a term that learns from labels (mean-teacher's), and only with one")
+        if self.predictor and self.predictor.kind == "least-squares":
+            rows, d = 2 * self.batch_size // self.accumulate, self.projector.out if self.projector else 0
+            if any(term.pairs != "cross" for term in self.terms.values()):
+                raise ValueError("predictor=least-squares is solved for both directions between views, and there is a term of one way")
+            if rows <= d:
+                raise ValueError(
+                    f"predictor=least-squares: {rows} projections of projector.out={d} are fitted exactly, whatever they are: "
+                    "raise batch_size or lower projector.out to a fraction of it"
+                )
         self.micro_batch(self.devices if isinstance(self.devices, int) else 1)
         for name in ("mean", "std"):
             if len(getattr(self.views, name)) not in (1, self.encoder.channels):

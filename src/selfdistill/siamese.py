@@ -2,8 +2,8 @@
 
     for x in loader:                          # B images
         z = student(views(x))                 # some views of each
-        p = predictor(z)                      # identity where there is none
         t = teacher(views(x), z)              # what the teacher says of other views of the same images
+        p = predictor(z)                      # identity where there is none
         loss = sum of D(p_i, stopgrad(t_j))   # the student's sample is pulled towards an estimate of an expectation
         loss.backward(); optimizer.step()
         teacher.update(student)
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from selfdistill.parts.encoder import Backbone
 from selfdistill.parts.head import FrozenAtFirst
 from selfdistill.parts.loss import Output
+from selfdistill.parts.predictor import Learned, Predictor
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.views.batch import Views
@@ -79,7 +80,7 @@ class Siamese(nn.Module):
         if recipe.views.masks:
             backbone.check_patches(size // recipe.views.masks.patch, channels, size)
         self.student = Student(backbone, projector, patch_projector, masked, recipe.bn_joint)
-        self.predictor: nn.Module = recipe.predictor.build(dim) if recipe.predictor else nn.Identity()
+        self.predictor: Any = recipe.predictor.build(dim) if recipe.predictor else Learned()
         self.teacher: Any = recipe.teacher.build(self.student, dim, images)
         # One way and with a teacher of its own, a view is for one of the two networks: the other need not see it (MoCo Alg. 1).
         self.split = recipe.teacher.own_weights and all(term.pairs != "cross" for term in recipe.terms.values())
@@ -89,16 +90,18 @@ class Siamese(nn.Module):
     def forward(self, views: Views, progress: Progress) -> Step:
         seen, predicted = (views.crops[0][0::2], views.crops[0][1::2]) if self.split else (views.crops[0], views.crops[0])
         z = self.student((seen, *views.crops[1:]), views.masks)  # cls [V, B, D]; patch [M, D], masked patches only
-        p = Output(self.student.each(self.predictor, z.cls), z.patch)  # the same shapes
         t = self.teacher(predicted, views.ids, views.masks, z)  # cls [G, B, D]; patch [M, D]
         if self.recipe.stop_gradient:
             t = t.detach()  # the only stop-gradient in the package
+        self.predictor.solve(z.cls, t.cls)  # in closed form, where it is not learned
+        p = Output(self.student.each(self.predictor, z.cls), z.patch)  # the shapes of z
         losses = {name: term(p, t, progress, views.masks, views.labels) for name, term in self.terms.items()}
         return Step(sum(losses.values(), z.cls.new_zeros(())), losses, z, p, t)
 
     def after_step(self, progress: Progress) -> None:
         """Once per optimiser step, never per micro-batch. `progress` counts that step."""
         self.teacher.update(self.student, progress)
+        self.predictor.update(progress)
         for term in self.terms.children():
             term.update()  # type: ignore[operator]
 
@@ -118,7 +121,7 @@ class Siamese(nn.Module):
         kept = {id(m.weight): m.epochs for m in self.modules() if isinstance(m, FrozenAtFirst)}
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for part in ("student", "predictor", "terms"):
-            scale, decay = (h.lr_scale, h.lr_decay) if part == "predictor" and h else (1.0, True)
+            scale, decay = (h.lr_scale, h.lr_decay) if part == "predictor" and isinstance(h, Predictor) else (1.0, True)
             for p in self.get_submodule(part).parameters():
                 decayed = p.ndim > 1 or self.recipe.decay_norm_and_bias
                 fate = {"lr_scale": scale, "lr_decay": decay, "weight_decayed": decayed, "frozen_epochs": kept.get(id(p), 0.0)}

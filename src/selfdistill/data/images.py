@@ -65,6 +65,17 @@ class Files:
 Images: TypeAlias = Pixels | Files
 
 
+def spread(images: Images, n: int) -> tuple[Images, Tensor]:
+    """n of the images and their places, spread evenly: many sets are sorted by class."""
+    if len(images) <= n:
+        return images, torch.arange(len(images))
+    rows = torch.linspace(0, len(images) - 1, n).long()
+    labels = None if images.labels is None else images.labels[rows]
+    if isinstance(images, Pixels):
+        return Pixels(images.pixels[rows], labels, images.classes), rows
+    return Files([images.paths[i] for i in rows], labels, images.classes), rows
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A data set. test: held-out images, labelled if the set is. bank: the labelled images that probes learn from, where `train`

@@ -88,6 +88,14 @@ def plain_batches(images: Images, spec: Crops, device: torch.device, workers: in
         yield plain(chunk.to(device), spec)
 
 
+def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixels:
+    """The images as pixels: files as their central squares of the views' size, an unreadable one mean grey."""
+    if isinstance(images, Pixels):
+        return images
+    todo = ([i] for i in range(len(images)))
+    return Pixels(torch.cat(list(_loader(_Squares(images, spec), todo, workers))), images.labels, images.classes)
+
+
 def with_labelled(batch: Tensor, labelled: Tensor, count: int, step: int, seed: int) -> Tensor:
     """The batch with `count` of its images, spread evenly, replaced by labelled ones: the next in an endless row of permutations."""
     places = torch.arange(step * count, (step + 1) * count)

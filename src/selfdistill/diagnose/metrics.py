@@ -1,6 +1,7 @@
 """What collapse looks like in numbers: pure functions of tensors."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,3 +50,23 @@ def entropy(q: Tensor) -> float:
 def usage_entropy(q: Tensor) -> float:
     """Entropy in nats of the mean of distributions q [N, K]: ln K when all outputs are used alike, 0 when one dominates."""
     return entropy(q.float().mean(0, keepdim=True))
+
+
+class ExpectationGap(NamedTuple):
+    """Mean squared distances to E[z2], of directions: all l2-normalised, the mean of which has a length below 1."""
+
+    predictor: float
+    """|h(z1) - E[z2]|^2"""
+    projection: float
+    """|z1 - E[z2]|^2: what the predictor must beat if it approximates the expectation"""
+    other: float
+    """|z1 - E[z2 of another image]|^2"""
+
+
+def expectation_gap(p: Tensor, z: Tensor, t: Tensor) -> ExpectationGap:
+    """Is the predictor an expectation over augmentation (SimSiam Sec. 5.2)? p: [A, N, D] predictions h(z1), z: [A, N, D] projections z1,
+    t: [A, N, D] targets z2 of A >= 2 augmentations of N >= 2 images. The expectation leaves z1's own augmentation out."""
+    p, z, t = (F.normalize(x.double(), dim=-1) for x in (p, z, t))
+    rest = (t.sum(0) - t) / (len(t) - 1)  # [A, N, D]
+    others = rest.roll(1, dims=1)
+    return ExpectationGap(*(float((a - e).square().sum(-1).mean()) for a, e in ((p, rest), (z, rest), (z, others))))

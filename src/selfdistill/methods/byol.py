@@ -15,9 +15,10 @@ Expected: ResNet-50 on ImageNet, 1000 epochs, batch 4096: 74.3 % linear top-1 (T
 """
 
 from selfdistill.parts.encoder import Encoder
-from selfdistill.parts.head import Predictor, Projector
+from selfdistill.parts.head import Projector
 from selfdistill.parts.loss import MSE, Term
 from selfdistill.parts.optim import LARS
+from selfdistill.parts.predictor import Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA
 from selfdistill.recipe import Recipe

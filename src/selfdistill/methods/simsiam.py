@@ -21,9 +21,10 @@ falls towards -1 without reaching it.
 """
 
 from selfdistill.parts.encoder import Encoder
-from selfdistill.parts.head import Predictor, Projector
+from selfdistill.parts.head import Projector
 from selfdistill.parts.loss import Cosine, Term
 from selfdistill.parts.optim import SGD
+from selfdistill.parts.predictor import Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import Shared
 from selfdistill.recipe import Recipe

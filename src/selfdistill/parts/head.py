@@ -1,4 +1,4 @@
-"""Projector and predictor: MLPs whose BatchNorm placement is data (SimSiam Table 3, BYOL App. F.1)."""
+"""Projectors: MLPs whose BatchNorm placement is data (SimSiam Table 3, BYOL App. F.1)."""
 
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -91,24 +91,3 @@ class DINOHead(Spec):
                     nn.init.zeros_(layer.bias)
         prototypes = nn.init.kaiming_uniform_(torch.empty(self.out, self.bottleneck), a=5**0.5)  # PyTorch's default
         return nn.Sequential(*head, Prototypes(prototypes, self.frozen_epochs))
-
-
-class Predictor(Spec):
-    """h: projections [B, d] to predictions [B, d], on the student's side only."""
-
-    kind: Literal["mlp"] = "mlp"
-    hidden: tuple[Width, ...] = (512,)
-    """widths of the hidden layers; SimSiam advises a bottleneck of d/4 (App. B)"""
-    bn: Norm = "hidden"
-    """where BatchNorm stands: none, after the hidden layers, or after the output as well"""
-    bias: bool = True
-    """bias of the output"""
-    trainable: bool = True
-    """false: fixed at its random initialisation (SimSiam Table 1b)"""
-    lr_scale: float = Field(1.0, ge=0)
-    """its learning rate over the encoder's (BYOL Table 21: 10 makes up for a missing target network)"""
-    lr_decay: bool = True
-    """false: its learning rate stays at base (SimSiam Table 1c, and from Sec. 4.3 on)"""
-
-    def build(self, dim: int) -> nn.Module:
-        return mlp([dim, *self.hidden, dim], self.bn, affine=True, bias=self.bias).requires_grad_(self.trainable)

@@ -205,12 +205,13 @@ class TermLoss(nn.Module):
     def forward(self, p: Output, t: Output, progress: Progress, masks: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """A scalar, in fp32 or better. masks: [G, B, h, w], labels: [B], for the terms that look at them."""
         p, t = p.wide(), t.wide()
-        if self.spec.loss.kind == "labels":
-            loss = self.loss(p.cls, labels)
-        elif self.spec.on == "patch":
-            loss = self.loss.patches(p.patch, t.patch, masks, progress)
-        else:
-            loss = self.loss(p.cls, t.cls, pairs_of(self.spec.pairs, len(p.cls), len(t.cls), self.split), progress)
+        with torch.autocast(p.cls.device.type, enabled=False):  # or products with a queue or prototypes would be in bf16 again
+            if self.spec.loss.kind == "labels":
+                loss = self.loss(p.cls, labels)
+            elif self.spec.on == "patch":
+                loss = self.loss.patches(p.patch, t.patch, masks, progress)
+            else:
+                loss = self.loss(p.cls, t.cls, pairs_of(self.spec.pairs, len(p.cls), len(t.cls), self.split), progress)
         return self.spec.weight.at(progress) * loss
 
     def update(self) -> None:

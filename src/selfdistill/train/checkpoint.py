@@ -40,12 +40,18 @@ def load(path: Path, siamese: Siamese, optimizer: Any, device: torch.device) -> 
     """The step at which the run goes on; 0 when it was stopped before its first checkpoint. Raises `Misuse` or `Failure`."""
     if not path.exists():
         return 0
+    state = read(path, device)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
         siamese.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, EOFError) as e:
+        return int(state["step"])
+    except (RuntimeError, KeyError, ValueError) as e:
         raise Failure(f"{path}: is no checkpoint of this run: {str(e).splitlines()[0]}") from e
+
+
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    """Tensors and numbers only: a checkpoint may come from a stranger. Raises `Misuse`."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
     except Exception as e:  # pickle.UnpicklingError and whatever a damaged archive provokes
         raise Misuse(f"{path}: refused: it is damaged, or holds more than tensors and numbers ({type(e).__name__})") from e
-    return int(state["step"])

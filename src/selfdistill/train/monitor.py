@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill.data.images import Files, Images, Pixels, Source
+from selfdistill.data.images import Images, Source, spread
 from selfdistill.diagnose import metrics
 from selfdistill.diagnose.verdict import judge
 from selfdistill.errors import Misuse
@@ -37,7 +37,8 @@ class Monitor:
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
             bank, labels, test, targets = labelled(source)
-            self.sets = (*_spread_images(bank, labels, BANK), *_spread_images(test, targets, QUERIES))
+            (bank, rows), (test, places) = spread(bank, BANK), spread(test, QUERIES)
+            self.sets = (bank, labels[rows], test, targets[places])
         except Misuse:
             pass
         # An image trained costs a forward and a backward pass, three forwards, for each view; an image probed costs one a network.
@@ -123,13 +124,3 @@ def test_errors(siamese: Siamese, recipe: Recipe, test: Images, targets: Tensor)
         logits = features_of(nn.Sequential(network.backbone, network.projector), test, recipe)
         wrong[f"error_{who}"] = float((logits.argmax(1) != targets).float().mean())
     return wrong
-
-
-def _spread_images(images: Images, labels: Tensor, n: int) -> tuple[Images, Tensor]:
-    """n images and their labels, spread evenly: many sets are sorted by class."""
-    if len(images) <= n:
-        return images, labels
-    rows = torch.linspace(0, len(images) - 1, n).long()
-    if isinstance(images, Pixels):
-        return Pixels(images.pixels[rows]), labels[rows]
-    return Files([images.paths[i] for i in rows]), labels[rows]

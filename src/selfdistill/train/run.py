@@ -23,6 +23,7 @@ from selfdistill.data.sources import open_source
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.encoder import Backbone
 from selfdistill.recipe import Recipe
 
@@ -97,11 +98,21 @@ class Run:
     def knn(self, k: int = 20, temperature: float = 0.07, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. trained: or the encoder as it was at
         random. Raises `Misuse` without labels."""
+        return knn_accuracy(*(self.frozen if trained else self._frozen(self._untrained())), k, temperature)
+
+    def linear(self, **settings: Any) -> float:
+        """Accuracy of a linear probe on the held-out images, in [0, 1]; `settings` as of `evaluate.linear.linear_accuracy`.
+        Raises `Misuse` without labels."""
+        return linear_accuracy(*self.frozen, **settings)
+
+    @cached_property
+    def frozen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(bank [N, F], labels [N], held-out [Q, F], targets [Q]): what all protocols on frozen features start from."""
+        return self._frozen(self.backbone)
+
+    def _frozen(self, backbone: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         bank, labels, test, targets = labelled(self.source)
-        backbone = self.backbone if trained else self._untrained()
-        return knn_accuracy(
-            features_of(backbone, bank, self.recipe), labels, features_of(backbone, test, self.recipe), targets, k, temperature
-        )
+        return features_of(backbone, bank, self.recipe), labels, features_of(backbone, test, self.recipe), targets
 
 
 def load(path: str | Path, encoder: nn.Module | None = None) -> Run:

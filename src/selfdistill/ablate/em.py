@@ -1,0 +1,99 @@
+"""The EM view (SimSiam Sec. 5.1): k-means and the SimSiam alternation, step by step, side by side.
+
+Both minimise an objective in parameters theta and one latent eta_x for each image, in turns:
+
+                            k-means                               SimSiam
+    L(theta, eta)           E |x - theta[eta_x]|^2                E_x,T |F_theta(T(x)) - eta_x|^2
+    theta, the parameters   the centres                           the encoder's weights
+    eta_x, the latent       which centre the image belongs to     the image's representation
+    E-step  eta <- argmin   the nearest centre                    E_T[F_theta(T(x))], the expectation over augmentation
+    M-step  theta <- argmin the mean of a centre's images         SGD on theta towards the fixed eta: the stop-gradient
+
+These are the standard names (Dempster, Laird & Rubin 1977): the E-step finds the latents given the parameters, the M-step the
+parameters given the latents. The lecture swaps them: it calls the centres and theta E, and the assignment and eta M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfdistill.diagnose.metrics import effective_rank, output_std
+from selfdistill.errors import Misuse
+from selfdistill.parts.schedule import Progress
+from selfdistill.recipe import Recipe
+from selfdistill.siamese import Siamese
+from selfdistill.train.loop import set_schedules
+from selfdistill.views.augment import views_of_pixels
+from selfdistill.views.draw import permutation
+
+ALTERNATION = ("predictor=none", "projector.bn=all", "projector.affine=false", "lr.warmup=0", "lr.base=0.1")
+"""changes to SimSiam: the expectation is taken, not predicted; BatchNorm keeps the objective from falling by shrinking; at lr 0.7 an
+M-step of 20 steps overshoots, and the effective rank falls to a few"""
+
+
+class Round(NamedTuple):
+    """The objective after each step of one round."""
+
+    e_step: float
+    m_step: float
+    output_std: float | None = None
+    effective_rank: float | None = None
+
+
+def kmeans(x: Tensor, clusters: int, rounds: int, seed: int = 0) -> Iterator[Round]:
+    """Lloyd's algorithm on x [N, F] from `clusters` distinct images as centres; the objective is the mean over images."""
+    if not 1 <= clusters <= len(x):
+        raise Misuse(f"clusters={clusters}: the data has {len(x)} images, so it must lie in 1..{len(x)}")
+    centres = x[permutation(seed, 0, len(x))[:clusters]]
+    for _ in range(rounds):
+        assigned = torch.cdist(x, centres).argmin(1)  # E-step: [N]
+        after_e = float((x - centres[assigned]).square().sum(1).mean())
+        size = x.new_zeros(clusters).index_add(0, assigned, x.new_ones(len(x)))
+        total = torch.zeros_like(centres).index_add(0, assigned, x)
+        centres = torch.where(size[:, None] > 0, total / size[:, None].clamp(min=1), centres)  # M-step; an empty centre stays
+        yield Round(after_e, float((x - centres[assigned]).square().sum(1).mean()))
+
+
+def alternation(recipe: Recipe, pixels: Tensor, rounds: int, steps: int, augmentations: int) -> Iterator[Round]:
+    """On uint8 pixels [N, C, H, W]: E_T[F(T(x))] of every image over the same `augmentations` draws, then `steps` SGD steps towards
+    it on fresh draws.
+
+    The objective is the mean over images and those draws, so that the E-step is its exact minimiser; an M-step may overshoot. F is
+    l2-normalised and its BatchNorm normalises by the batch.
+    """
+    batch = min(recipe.batch_size, len(pixels))
+    siamese = Siamese(recipe, len(pixels))
+    optimizer = recipe.optimizer.build(siamese.param_groups())
+
+    def projections(ids: Tensor, draw: int) -> Tensor:
+        views = views_of_pixels(pixels[ids], ids, recipe.views, 1, recipe.seed, draw)
+        return F.normalize(siamese.student(views.crops).cls[0], dim=-1)  # [b, D]
+
+    @torch.no_grad()
+    def same_draws() -> Tensor:
+        chunks = torch.arange(len(pixels)).tensor_split(-(-len(pixels) // batch))
+        return torch.stack([torch.cat([projections(ids, a) for ids in chunks]) for a in range(augmentations)])  # [A, N, D]
+
+    z = same_draws()
+    for step in range(rounds * steps):
+        if step % steps == 0:
+            eta = z.mean(0)  # E-step: [N, D]
+            after_e = float(distance(z, eta))
+        ids = permutation(recipe.seed, step, len(pixels))[:batch]  # M-step
+        set_schedules(optimizer, recipe, Progress(step, steps, rounds))
+        distance(projections(ids, augmentations + step), eta[ids]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % steps == 0:
+            z = same_draws()
+            yield Round(after_e, float(distance(z, eta)), output_std(z[0]), effective_rank(z[0]))
+
+
+def distance(z: Tensor, eta: Tensor) -> Tensor:
+    """Mean of |z - eta|^2 over all but the last dimension."""
+    return (z - eta).square().sum(-1).mean()
