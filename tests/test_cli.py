@@ -7,8 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from selfdistill import cli
-from tests.conftest import TINY
+from selfdistill import api, cli
+from selfdistill.errors import Misuse
+from tests.conftest import TINY, TINY_OF
 
 FAST = [f"{k}={v}" for k, v in TINY.items()]
 
@@ -154,14 +155,74 @@ def test_pretrain_then_evaluate_then_resume_when_nothing_is_left(run, tmp_path):
     code, out, _ = run("evaluate", "run", "--protocol", "knn", "--k", "5")
     assert code == 0
     assert "k=5" in out
-    assert run("evaluate", "run", "--protocol", "nope")[0] == 2
+    code, out, _ = run("evaluate", "run", "--protocol", "knn,linear")
+    assert code == 0
+    assert [line.partition(" top-1 ")[0] for line in out.splitlines()] == ["kNN", "linear"]
+    assert all(0.3 < float(line.partition(" top-1 ")[2].split()[0]) <= 1 for line in out.splitlines())
+    for protocol in ("knnn", "knn,knnn", ""):
+        code, out, err = run("evaluate", "run", "--protocol", protocol)
+        assert code == 2
+        assert f"--protocol {protocol.rpartition(',')[2]}: allowed: knn, linear." in err
+        assert out == ""  # nothing is measured before
     assert run("evaluate", "run", "--k", "100000")[0] == 2
     assert run("evaluate", "photos")[0] == 2
+    code, out, _ = run("diagnose", "run", "--augmentations", "4")
+    assert code == 0
+    verdict, gap = out.splitlines()
+    assert verdict.startswith("healthy: ")
+    found = [float(gap.partition(of)[2].split(",")[0]) for of in ("|h(z1) - E[z2]|^2 ", "|z1 - E[z2]|^2 ", "of another image ")]
+    assert all(0 < distance < 4 for distance in found)
+    assert found[1] < found[2]
+    assert run("diagnose", "run", "--augmentations", "3")[0] == 2
     code, out, _ = run("pretrain", "byol", "--out", "run", "--resume")
     assert code == 0
     code, _, err = run("pretrain", "byol", "lr=3", "--out", "run", "--resume")
     assert code == 2
     assert "lr.base" in err
+
+
+def test_a_run_without_predictor_has_a_verdict_and_no_gap(run, tmp_path):
+    fast = [f"{k}={v}" for k, v in TINY_OF["simclr"].items() if k != "epochs"]
+    assert run("pretrain", "simclr", "data=digits", *fast, "epochs=1", "batch_size=256", "--out", "run")[0] == 0
+    code, out, err = run("diagnose", "run")
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    assert out.startswith(api.load("run").summary["verdict"])
+    with pytest.raises(Misuse, match="simclr has no predictor"):
+        api.predictor_gap(api.load("run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    code, _, err = run("diagnose", "run")
+    assert code == 2
+    assert "--resume" in err
+
+
+def test_a_gap_needs_a_checkpoint(run, tmp_path):
+    assert run("pretrain", "simsiam", "data=digits", *FAST, "batch_size=512", "epochs=1", "--out", "run")[0] == 0
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    code, _, err = run("diagnose", "run")
+    assert code == 2
+    assert "last.ckpt" in err
+
+
+def test_em_prints_both_views_and_says_what_the_lecture_calls_them(run):
+    short = ["--rounds", "2", "--steps", "2", "--images", "100", "--augmentations", "2"]
+    code, out, err = run("em", "data=digits", *short)
+    assert code == 0, err
+    said = out[: out.index("┏")]
+    assert "E-step: the latents given the parameters" in said
+    assert "M-step: the parameters given the latents" in said
+    assert "The lecture swaps them" in said
+    rows = [[float(cell) for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == [1, 2]
+    assert all(len(row) == 7 for row in rows)
+    ours, theirs = (next(line for line in out.splitlines() if line.startswith(f"{name}: objective ")) for name in ("k-means", "SimSiam"))
+    assert ours == f"k-means: objective {rows[0][1]:.4g} to {rows[1][2]:.4g}, down in every step"
+    assert f"{rows[0][3]:.4g} to {rows[1][4]:.4g}" in theirs
+    assert ", 0 of them E-steps" in theirs or "down in every step" in theirs
+    for wrong, said in ((["--clusters", "101"], "clusters=101"), (["--rounds", "0"], "--rounds"), (["predictor.hiden=3"], "predictor")):
+        code, _, err = run("em", "data=digits", *short, *wrong)
+        assert code == 2
+        assert said in err
 
 
 def test_collapse_is_said_while_it_trains_and_at_the_end(run):

@@ -51,8 +51,8 @@ def networks(model: Siamese) -> tuple[Named, Named, Named, Named]:
 
 
 def steps(model: Siamese, batches: list[Views]) -> Iterator[tuple[Tensor, Named]]:
-    """`train` hands on crops and ids alone: here the whole of each batch."""
-    for loss, grads in train(model, batches, lambda _, now: model(batches[now.step], now)):
+    """The loss and the gradients by the paper's names, after each step."""
+    for loss, grads in train(model, batches):
         yield loss, renamed(model.recipe.method, grads, "student.")
 
 

@@ -15,8 +15,10 @@ from selfdistill.data.loader import micro_batches
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe
+from selfdistill.siamese import Siamese
 from selfdistill.views.batch import Views
 from tests.papers.tiny import LOUD, SIX, build, draw, part, tiny, train, without_bn
+from tests.test_papers_masked_and_labelled import IBOT, MEAN_TEACHER, masked_model
 
 RANKS, STEPS = 2, 2
 REMEMBERED = {
@@ -24,6 +26,9 @@ REMEMBERED = {
     "swav": "terms.views.loss.queue",
     "dino": "terms.views.loss.target.centre",
     "simsiam with a memory": "teacher.eta",
+    "ibot": "terms.patches.loss.target.centre",
+    "byol with least squares": "predictor.W",
+    "byol with DirectPred": "predictor.F",
 }
 """what is global over ranks, and no parameter"""
 VARIANTS = {
@@ -33,20 +38,30 @@ VARIANTS = {
     "dino": ("dino", ["projector.frozen_epochs=0.5"]),
     "simsiam with a memory": ("simsiam", ["teacher=expectation"]),
     "dino with Sinkhorn": ("dino", ["projector.frozen_epochs=0.5", "terms.views.loss.target=sinkhorn"]),
+    "ibot": ("ibot", [*IBOT["loud"], "projector.bottleneck=5", "projector.frozen_epochs=0.5"]),
+    "mean-teacher": ("mean-teacher", MEAN_TEACHER["loud"]),
+    "byol with least squares": ("byol", ["predictor=least-squares"]),
+    "byol with DirectPred": ("byol", ["predictor=directpred"]),
 }
 CASES = [(variant, accumulate) for variant in VARIANTS for accumulate in (1, 2)]
 
 
 def recipe_of(variant: str, accumulate: int) -> Recipe:
     method, settings = VARIANTS[variant]
-    return tiny(method, *LOUD[method], *without_bn(method), *settings, f"accumulate={accumulate}")
+    return tiny(method, *LOUD.get(method, []), *without_bn(method), *settings, f"accumulate={accumulate}")
+
+
+def model_of(recipe: Recipe) -> Siamese:
+    return masked_model(recipe) if recipe.views.masks else build(recipe, norm=nn.LayerNorm)
 
 
 def of_rank(views: Views, rank: int, ranks: int, accumulate: int) -> Views:
     """This rank's share of each micro-batch, as the loader deals them."""
     shares = [part(part(views, micro, accumulate), rank, ranks) for micro in range(accumulate)]
     crops = tuple(torch.cat(size, 1) for size in zip(*(share.crops for share in shares), strict=True))
-    return Views(crops, torch.cat([share.ids for share in shares]))
+    masks = None if views.masks is None else torch.cat([share.masks for share in shares], 1)
+    labels = None if views.labels is None else torch.cat([share.labels for share in shares])
+    return Views(crops, torch.cat([share.ids for share in shares]), masks, labels)
 
 
 Found = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
@@ -54,7 +69,7 @@ Found = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 def trained(recipe: Recipe, rank: int = 0, ranks: int = 1) -> Found:
     """The losses, the last gradients, and all that is there at the end."""
-    model = build(recipe, norm=nn.LayerNorm)
+    model = model_of(recipe)
     # A buffer that is broadcast before each step would hide that ranks disagree.
     forward = DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else None
     batches = [of_rank(draw(recipe, seed), rank, ranks, recipe.accumulate) for seed in range(STEPS)]
@@ -97,8 +112,19 @@ def test_ranks_train_as_one_process_with_their_batches_together(of_ranks, varian
 def test_what_is_remembered_moved(variant, buffer):
     """So that the comparison above is of something."""
     recipe = recipe_of(variant, 1)
-    before = build(recipe, norm=nn.LayerNorm).state_dict()[buffer]
+    before = model_of(recipe).state_dict()[buffer]
     assert (trained(recipe)[2][buffer] - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("variant", "what"), [("ibot", "masks"), ("mean-teacher", "labels")])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_differ_in_what_is_masked_and_labelled(variant, what, accumulate):
+    """And of this: a mean over a rank's masked patches or labelled images would weigh them differently. One rank even has none."""
+    recipe = recipe_of(variant, accumulate)
+    views = [[of_rank(draw(recipe, seed), rank, RANKS, accumulate) for rank in range(RANKS)] for seed in range(STEPS)]
+    masked = [[v.masks.sum((0, 2, 3)) if what == "masks" else (v.labels >= 0).long() for v in of] for of in views]  # by image
+    assert any(first.sum() != second.sum() for first, second in masked)
+    assert min(int(micro.sum()) for first, _ in masked for micro in first.chunk(accumulate)) == 0
 
 
 @settings(max_examples=40, deadline=None)

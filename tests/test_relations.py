@@ -281,6 +281,24 @@ def cosine(p, t):
     return (p * t).sum(1) / (p.norm(dim=1) * t.norm(dim=1))
 
 
+@pytest.mark.parametrize(
+    "loss", [NTXent(), InfoNCE(queue=30), Swapped(prototypes=5), Cosine(), MSE(), CrossEntropy()], ids=lambda loss: loss.kind
+)
+def test_a_loss_is_in_fp32_under_autocast(loss):
+    """To the last bit, with its gradient; products with a queue or with prototypes would come in bf16, and of bf16 it is fp32 as well."""
+    torch.manual_seed(0)
+    term, (p, t) = Term(loss=loss).build(7), random(2, 2, 6, 7).float()
+    p.requires_grad_()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = term(Output(p), Output(t), START)
+            low = term(Output(p.bfloat16()), Output(t.bfloat16()), START)
+        assert value.dtype == low.dtype == torch.float32
+        found.append((value.detach(), *torch.autograd.grad(value, p)))
+    agree(*found, atol=0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**20), b=st.integers(1, 6), d=st.integers(2, 9), weight=st.floats(0.1, 4))
 def test_mse_is_two_plus_two_cosines_in_value_and_gradient(seed, b, d, weight):

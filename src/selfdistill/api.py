@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -93,9 +92,8 @@ def alternate(
     """
     recipe, source, _ = resolve(METHODS["simsiam"], changes)
     recipe = recipe.edit([*em.ALTERNATION, *(c for c in changes if not c.startswith("data="))])
-    torch.manual_seed(recipe.seed)
     pixels = in_memory(spread(source.train, images)[0], recipe.views, recipe.workers)
-    centres = clusters or len(pixels.classes) or 10
+    centres = (len(pixels.classes) or 10) if clusters is None else clusters
     return zip(
         em.kmeans(pixels.pixels.flatten(1).float() / 255, centres, rounds, recipe.seed),
         em.alternation(recipe, pixels.pixels, rounds, steps, augmentations),

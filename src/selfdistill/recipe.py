@@ -112,7 +112,9 @@ class Recipe(Spec):
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: it goes with a term that learns from labels (mean-teacher's), and only with one")
         if self.predictor and self.predictor.kind == "least-squares":
-            rows, d = 2 * self.batch_size // self.accumulate, self.projector.out if self.projector else 0
+            if self.projector is None:
+                raise ValueError("predictor=least-squares needs a projector, narrower than a batch has projections")
+            rows, d = 2 * self.batch_size // self.accumulate, self.projector.out
             if any(term.pairs != "cross" for term in self.terms.values()):
                 raise ValueError("predictor=least-squares is solved for both directions between views, and there is a term of one way")
             if rows <= d:

@@ -88,15 +88,19 @@ class Siamese(nn.Module):
         self.recipe = recipe
 
     def forward(self, views: Views, progress: Progress) -> Step:
+        z, p, t = self.outputs(views)
+        losses = {name: term(p, t, progress, views.masks, views.labels) for name, term in self.terms.items()}
+        return Step(sum(losses.values(), z.cls.new_zeros(())), losses, z, p, t)
+
+    def outputs(self, views: Views) -> tuple[Output, Output, Output]:
+        """(z, p, t): the student's projections, its predictions, the teacher's targets."""
         seen, predicted = (views.crops[0][0::2], views.crops[0][1::2]) if self.split else (views.crops[0], views.crops[0])
         z = self.student((seen, *views.crops[1:]), views.masks)  # cls [V, B, D]; patch [M, D], masked patches only
         t = self.teacher(predicted, views.ids, views.masks, z)  # cls [G, B, D]; patch [M, D]
         if self.recipe.stop_gradient:
             t = t.detach()  # the only stop-gradient in the package
         self.predictor.solve(z.cls, t.cls)  # in closed form, where it is not learned
-        p = Output(self.student.each(self.predictor, z.cls), z.patch)  # the shapes of z
-        losses = {name: term(p, t, progress, views.masks, views.labels) for name, term in self.terms.items()}
-        return Step(sum(losses.values(), z.cls.new_zeros(())), losses, z, p, t)
+        return z, Output(self.student.each(self.predictor, z.cls), z.patch), t
 
     def after_step(self, progress: Progress) -> None:
         """Once per optimiser step, never per micro-batch. `progress` counts that step."""

@@ -48,6 +48,49 @@ def test_entropies():
     assert metrics.usage_entropy(torch.eye(K)[[3] * 5]) == 0
 
 
+def gap_case(phi: float, A: int = 4, N: int = 6):
+    """(z, t, rest): z = e_n, targets cos(phi) e_n +- sin(phi) f_n, of half of the A augmentations each sign; e and f orthonormal.
+    rest: the mean of the other targets, cos(phi) e_n -+ sin(phi) f_n / (A - 1)."""
+    basis = torch.linalg.qr(torch.randn(2 * N, 2 * N, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    e, f, sign = basis[:N], basis[N:], torch.tensor([1.0, -1.0] * (A // 2), dtype=torch.float64)[:, None, None]
+    cos, sin = math.cos(phi), math.sin(phi)
+    return e.expand(A, N, -1), cos * e + sign * sin * f, cos * e - sign * sin * f / (A - 1)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.4, 1.2])
+def test_expectation_gap_is_its_closed_form(phi):
+    """The distance to a mean of unit vectors, shorter than 1, of the own augmentation left out."""
+    z, t, rest = gap_case(phi)
+    cos, sin = math.cos(phi), math.sin(phi)
+    length = math.hypot(cos, sin / 3)
+    perfect = metrics.expectation_gap(2 * rest, 5 * z, 3 * t)  # lengths do not matter
+    assert perfect.predictor == pytest.approx((1 - length) ** 2, abs=1e-12)
+    assert perfect.projection == pytest.approx((1 - cos) ** 2 + (sin / 3) ** 2, abs=1e-12)
+    assert perfect.other == pytest.approx(1 + length**2)  # another image is orthogonal
+    own = metrics.expectation_gap(t, z, t)  # what would be less, were its own augmentation in the mean
+    assert own.predictor == pytest.approx((sin * 4 / 3) ** 2, abs=1e-12)
+
+
+def test_expectation_gap_orders_what_knows_more():
+    """The mean direction, before one draw of it, before that of another image; and noise makes each of them worse."""
+    g = torch.Generator().manual_seed(0)
+    mean, noise = torch.randn(30, 16, generator=g), torch.randn(2, 8, 30, 16, generator=g)
+    gaps = [metrics.expectation_gap(mean.expand(8, -1, -1), *(mean + scale * noise)) for scale in (0.2, 0.5)]
+    for gap in gaps:
+        assert gap.predictor < gap.projection < gap.other
+    assert gaps[0].predictor < gaps[1].predictor
+    assert gaps[0].projection < gaps[1].projection
+
+
+def test_expectation_gap_does_not_depend_on_the_order_of_images():
+    p, z, t = torch.randn(3, 5, 20, 8, generator=torch.Generator().manual_seed(0)).double()
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    whole, permuted = metrics.expectation_gap(p, z, t), metrics.expectation_gap(p[:, order], z[:, order], t[:, order])
+    assert permuted[:2] == pytest.approx(whole[:2], rel=1e-12)
+    assert permuted.other == pytest.approx(whole.other, rel=0.1)
+    assert metrics.expectation_gap(p[:, order], z, t).predictor != pytest.approx(whole.predictor, rel=1e-6)  # of p and t together
+
+
 HEALTHY = {"loss": -0.9, "output_std": 0.95, "effective_rank": 60.0, "rank_limit": 128.0}
 TARGETS = {"target_outputs": 4096, "target_entropy": 4.0, "target_usage_entropy": 8.0}
 

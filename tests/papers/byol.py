@@ -44,9 +44,19 @@ class State(NamedTuple):
 
 
 def step(
-    encoder: nn.Module, state: State, v: Tensor, w: Tensor, eta_k: float, tau_k: float, weight_decay: float = 1.5e-6
+    encoder: nn.Module,
+    state: State,
+    v: Tensor,
+    w: Tensor,
+    eta_k: float,
+    tau_k: float,
+    weight_decay: float = 1.5e-6,
+    solve: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Named, State]:
-    """One pass of the loop on the views v = t(x) and w = t'(x): the loss, its gradients, and the state afterwards."""
+    """One pass of the loop on the views v = t(x) and w = t'(x): the loss, its gradients, and the state afterwards.
+
+    solve: the projections and their targets of both directions, [2 N, d], to a linear predictor [d, d] in place of q.
+    """
     theta = {name: value.detach().requires_grad_() for name, value in state.theta.items()}
     stats, target_stats = ({n: s.clone() for n, s in of.items()} for of in (state.statistics, state.target_statistics))
     f, g, q = networks(encoder, theta, stats)
@@ -55,6 +65,8 @@ def step(
     z1, z2 = g(f(v)), g(f(w))  # projections
     with torch.no_grad():
         t2, t1 = g_xi(f_xi(v)), g_xi(f_xi(w))  # target projections
+        Q = solve(torch.cat([z1, z2]), torch.cat([t1, t2])) if solve else None
+    q = q if Q is None else Q.__rmatmul__  # q(z) = z Q
     loss = (D(q(z1), t1) + D(q(z2), t2)).mean()
     grads = dict(zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True))
 

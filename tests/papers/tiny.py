@@ -75,16 +75,27 @@ def build(recipe: Recipe, seed: int = 0, norm: Callable[[int], nn.Module] = nn.B
 
 
 def draw(recipe: Recipe, seed: int) -> Views:
-    """Random pixels, and the images' places in the data set."""
+    """Random pixels, and the images' places in the data set; where the recipe looks at them, masks and labels, none of the first images
+    and more and more."""
     g = torch.Generator().manual_seed(seed)
-    sizes = [(len(views), views[0][1]) for views in recipe.views.of_each_size(recipe.global_views)]
-    crops = [torch.randn(count, recipe.batch_size, 1, side, side, generator=g, dtype=torch.float64) for count, side in sizes]
-    return Views(tuple(crops), torch.randperm(IMAGES, generator=g)[: recipe.batch_size])
+    B, G = recipe.batch_size, recipe.global_views
+    sizes = [(len(views), views[0][1]) for views in recipe.views.of_each_size(G)]
+    crops = [torch.randn(count, B, 1, side, side, generator=g, dtype=torch.float64) for count, side in sizes]
+    views = Views(tuple(crops), torch.randperm(IMAGES, generator=g)[:B])
+    if recipe.views.masks:
+        side = recipe.views.size // recipe.views.masks.patch
+        views = views._replace(masks=torch.rand(G, B, side, side, generator=g) < torch.linspace(-0.5, 1, B)[:, None, None])
+    if recipe.labels is not None:
+        hidden = torch.rand(B, generator=g) > torch.linspace(-0.5, 1, B)
+        views = views._replace(labels=torch.randint(recipe.projector.out, (B,), generator=g).masked_fill(hidden, -1))
+    return views
 
 
 def part(views: Views, n: int, of: int) -> Views:
     """The n-th of `of` equal parts of the images."""
-    return Views(tuple(crops.chunk(of, dim=1)[n] for crops in views.crops), views.ids.chunk(of)[n])
+    masks = None if views.masks is None else views.masks.chunk(of, dim=1)[n]
+    labels = None if views.labels is None else views.labels.chunk(of)[n]
+    return Views(tuple(crops.chunk(of, dim=1)[n] for crops in views.crops), views.ids.chunk(of)[n], masks, labels)
 
 
 def train(

@@ -73,10 +73,11 @@ def test_load_embed_and_knn(tiny_run, tiny_source):
 
 
 EXPECTATION = {"teacher": "expectation", "predictor": None, **{k: v for k, v in TINY.items() if not k.startswith("predictor")}}
-RESUMED = [*TINY_OF.items(), ("simsiam", EXPECTATION), ("byol", {**TINY, "accumulate": 2})]
+SPECTRUM = {"predictor": "directpred", **{k: v for k, v in TINY.items() if not k.startswith("predictor")}, "predictor.every": 3}
+RESUMED = [*TINY_OF.items(), ("simsiam", EXPECTATION), ("byol", SPECTRUM), ("byol", {**TINY, "accumulate": 2})]
 
 
-@pytest.mark.parametrize(("method", "tiny"), RESUMED, ids=[*TINY_OF, "expectation", "accumulate"])
+@pytest.mark.parametrize(("method", "tiny"), RESUMED, ids=[*TINY_OF, "expectation", "directpred", "accumulate"])
 def test_resume_continues_bit_for_bit(method, tiny, tiny_source, tmp_path, monkeypatch):
     whole = sd.pretrain(method, data=tiny_source, out=tmp_path / "whole", **tiny)
 

@@ -67,7 +67,9 @@ def alternation(recipe: Recipe, pixels: Tensor, rounds: int, steps: int, augment
     l2-normalised and its BatchNorm normalises by the batch.
     """
     batch = min(recipe.batch_size, len(pixels))
-    siamese = Siamese(recipe, len(pixels))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        siamese = Siamese(recipe, len(pixels))
     optimizer = recipe.optimizer.build(siamese.param_groups())
 
     def projections(ids: Tensor, draw: int) -> Tensor:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, final
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from selfdistill.data.reading import BadImage, inspect, printable, read_image
+from selfdistill.data.reading import BadImage, Photo, inspect, open_photo, printable, read_image
 from selfdistill.errors import Misuse
 
-__all__ = ["BadImage", "Files", "Images", "Pixels", "Source", "inspect", "printable", "read_image"]
+__all__ = ["BadImage", "Files", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
 
 
 @final
@@ -57,9 +57,9 @@ class Files:
     def channels(self) -> int:
         return 3
 
-    def read(self, i: int, at_least: int | None = None) -> Image.Image:
-        """Image i in RGB; see `read_image`. Raises BadImage."""
-        return read_image(self.paths[i], at_least)
+    def open(self, i: int) -> AbstractContextManager[Photo]:
+        """Image i; raises BadImage, also for what goes wrong while it is open."""
+        return open_photo(self.paths[i])
 
 
 Images: TypeAlias = Pixels | Files
@@ -70,10 +70,15 @@ def spread(images: Images, n: int) -> tuple[Images, Tensor]:
     if len(images) <= n:
         return images, torch.arange(len(images))
     rows = torch.linspace(0, len(images) - 1, n).long()
+    return select(images, rows), rows
+
+
+def select(images: Images, rows: Tensor) -> Images:
+    """The images at the places `rows` [n]."""
     labels = None if images.labels is None else images.labels[rows]
     if isinstance(images, Pixels):
-        return Pixels(images.pixels[rows], labels, images.classes), rows
-    return Files([images.paths[i] for i in rows], labels, images.classes), rows
+        return Pixels(images.pixels[rows], labels, images.classes)
+    return Files([images.paths[i] for i in rows], labels, images.classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from selfdistill.data.images import BadImage, Files, Images, Pixels
+from selfdistill.data.images import BadImage, Files, Images, Photo, Pixels
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
@@ -73,7 +74,7 @@ def _views(images: Images, recipe: Recipe, device: torch.device, report: Report,
             if path not in reported:
                 reported.add(path)
                 report(path, reason)
-        index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
+        index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True).movedim(-1, 2) for c in cut]  # [B, V, C, S, S]
         yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, epoch)
 
 
@@ -85,15 +86,15 @@ def plain_batches(images: Images, spec: Crops, device: torch.device, workers: in
         return
     todo = (list(range(i, min(i + size, len(images)))) for i in range(0, len(images), size))
     for chunk in _loader(_Squares(images, spec), todo, workers):
-        yield plain(chunk.to(device), spec)
+        yield plain(chunk.to(device).movedim(-1, 1), spec)
 
 
 def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixels:
     """The images as pixels: files as their central squares of the views' size, an unreadable one mean grey."""
     if isinstance(images, Pixels):
         return images
-    todo = ([i] for i in range(len(images)))
-    return Pixels(torch.cat(list(_loader(_Squares(images, spec), todo, workers))), images.labels, images.classes)
+    todo = (chunk.tolist() for chunk in torch.arange(len(images)).split(512))
+    return Pixels(torch.cat(list(_loader(_Squares(images, spec), todo, workers))).movedim(-1, 1), images.labels, images.classes)
 
 
 def with_labelled(batch: Tensor, labelled: Tensor, count: int, step: int, seed: int) -> Tensor:
@@ -130,51 +131,95 @@ def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
     return visible
 
 
+Key = tuple[int, int]
+"""(epoch, image)"""
+Bad = list[tuple[Path, str]]
+
+
 class _Crops(Dataset[Any]):
-    """(epoch, i) to uint8 crops, [V, C, S, S] for each size, cut by the same draw that a whole batch of pixels would use."""
+    """A batch of keys to uint8 crops [B, V, S, S, C] for each size, cut by the same draws that pixels in memory would use. An image is
+    decoded once, at the smallest scale that leaves every crop its size, and each crop is resized as torchvision does (antialiased
+    bilinear, for uint8)."""
 
     def __init__(self, files: Files, recipe: Recipe):
         self.files, self.recipe = files, recipe
+        self.sizes = recipe.views.of_each_size(recipe.global_views)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, list[np.ndarray], list[tuple[Path, str]]]:
-        epoch, first = key
-        spec, bad = self.recipe.views, []
-        for i in ((first + n) % len(self.files) for n in range(min(SUBSTITUTES, len(self.files)))):
+    def __getitems__(self, keys: list[Key]) -> tuple[int, Tensor, list[Tensor], Bad]:
+        """(epoch, index [B], crops of each size, files that another had to stand in for)."""
+        bad: Bad = []
+        index = torch.tensor([i for _, i in keys])
+        crops = [_shared(len(keys), len(views), views[0][1], views[0][1], 3) for views in self.sizes]
+        todo = torch.arange(len(keys))
+        for _ in range(min(SUBSTITUTES, len(self.files))):
+            todo = self._cut(keys[0][0], index, todo, crops, bad)
+            if not len(todo):
+                return keys[0][0], index, crops, bad
+            index[todo] = (index[todo] + 1) % len(self.files)
+        raise Failure(f"{len(bad)} files in a row could not be read, the last one {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
+
+    def _cut(self, epoch: int, index: Tensor, todo: Tensor, crops: list[Tensor], bad: Bad) -> Tensor:
+        """Cuts the crops at the places `todo` of the batch; returns those whose file proved unreadable."""
+        left: list[int] = []
+
+        def attempt(place: int, f: Callable[[Photo], Any]) -> Any:
             try:
-                image = self.files.read(i)
+                with self.files.open(int(index[place])) as photo:
+                    return f(photo)
             except BadImage as e:
                 bad.append((e.path, e.reason))
-                continue
-            sizes = []
-            for views in spec.of_each_size(self.recipe.global_views):
-                crops = []
-                for v, size, how in views:
-                    u = draws(self.recipe.seed, epoch, torch.tensor([i]), v)
-                    top, left, height, width = crop_boxes(u[:, :DRAWS], image.height, image.width, how)[0].tolist()
-                    crops.append(_resized(image, (left, top, left + width, top + height), size))
-                sizes.append(np.stack(crops))
-            return epoch, i, sizes, bad
-        raise Failure(f"{len(bad)} files in a row could not be read, the last one {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
+                left.append(place)
+
+        sides = {place: attempt(place, lambda photo: (photo.height, photo.width)) for place in todo.tolist()}
+        places = [place for place, found in sides.items() if found]
+        ids, (height, width) = index[places], torch.tensor([sides[place] for place in places]).view(-1, 2).unbind(1)
+        boxes = [
+            torch.stack([crop_boxes(draws(self.recipe.seed, epoch, ids, v)[:, :DRAWS], height, width, how) for v, _, how in views], 1)
+            for views in self.sizes
+        ]  # [b, V, 4] for each size
+        for n, place in enumerate(places):
+            need = max(float(size[0][1] / of[n, :, 2:].min()) for size, of in zip(self.sizes, boxes, strict=True))
+            pixels = attempt(place, partial(Photo.pixels, scale=need))
+            if pixels is not None:
+                scale = pixels.shape[0] / float(height[n])
+                for out, of in zip(crops, boxes, strict=True):
+                    for crop, box in zip(out[place], of[n].tolist(), strict=True):
+                        _resize(pixels, box, scale, crop)
+        return torch.tensor(left, dtype=torch.long)
 
 
 class _Squares(Dataset[Any]):
-    """i to the central square, uint8 [C, S, S]."""
+    """Indices to central squares, uint8 [B, S, S, C]; an unreadable file is mean grey."""
 
     def __init__(self, files: Files, spec: Crops):
         self.files, self.spec = files, spec
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        try:
-            image = self.files.read(i, at_least=self.spec.size)
-        except BadImage:
-            return np.full((3, self.spec.size, self.spec.size), 124, np.uint8)
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return _resized(image, (left, top, left + side, top + side), self.spec.size)
+    def __getitems__(self, index: list[int]) -> Tensor:
+        squares = _shared(len(index), self.spec.size, self.spec.size, 3)
+        for square, i in zip(squares, index, strict=True):
+            try:
+                with self.files.open(i) as photo:
+                    H, W = photo.height, photo.width
+                    side = min(H, W)
+                    pixels = photo.pixels(self.spec.size / side)
+            except BadImage:
+                square.fill_(124)
+            else:
+                _resize(pixels, [(H - side) // 2, (W - side) // 2, side, side], pixels.shape[0] / H, square)
+        return squares
 
 
-def _resized(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+def _resize(pixels: np.ndarray, box: list[int], scale: float, out: Tensor) -> None:
+    """`box` (top, left, height, width, in pixels of the whole image) of an image decoded at `scale`, into out [S, S, C]."""
+    top, left, height, width = (round(n * scale) for n in box)
+    top, left = min(top, pixels.shape[0] - 1), min(left, pixels.shape[1] - 1)
+    part = torch.from_numpy(pixels)[top : top + max(1, height), left : left + max(1, width)]
+    out.copy_(F.interpolate(part.permute(2, 0, 1)[None], out.shape[:2], mode="bilinear", antialias=True)[0].permute(1, 2, 0))
+
+
+def _shared(*shape: int) -> Tensor:
+    """uint8 memory that a worker hands over without a copy."""
+    return torch.empty(shape, dtype=torch.uint8).share_memory_()
 
 
 def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str) -> Iterator[Any]:
@@ -184,20 +229,16 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
             dataset,
             batch_sampler=todo,
             num_workers=count,
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
         )
     )
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _collate(samples: list[Any]) -> Any:
-    if isinstance(samples[0], np.ndarray):
-        return torch.from_numpy(np.stack(samples))
-    epochs, index, sizes, bad = zip(*samples, strict=True)
-    crops = [torch.from_numpy(np.stack(of_size)) for of_size in zip(*sizes, strict=True)]
-    return epochs[0], torch.tensor(index), crops, [b for some in bad for b in some]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -11,11 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 # Formats that Pillow names but does not decode, and those it hands to another program (Ghostscript, Windows).
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
 SIXTEEN_BIT = {"PNG", "PPM"}  # formats whose mode "I" holds 0..65535, never more
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height"""
 ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -48,18 +53,44 @@ def extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats())
 
 
-def read_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """The first frame of `path`: RGB, upright by its EXIF orientation, transparency laid on white.
+class Photo:
+    """An image whose header is read, `height` x `width` pixels when upright; its pixels on demand."""
 
-    16-bit grey keeps its upper byte. 32-bit and float grey is scaled from the smallest usual full scale that holds the image
-    (1 for floats, 255, 65535), else from its own minimum and maximum.
-    at_least: pixels; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays this long.
-    Raises BadImage.
-    """
-    with _opened(path) as (image, _):
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
-        return _upright_rgb(image)
+    def __init__(self, image: ImageFile.ImageFile, file: BinaryIO):
+        self._image, self._file = image, file
+        self._turned = _orientation(image)
+        self.width, self.height = reversed(image.size) if self._turned in SIDEWAYS else image.size
+
+    def pixels(self, scale: float = 1.0) -> np.ndarray:
+        """uint8 [H, W, 3]: RGB, upright by its EXIF orientation, transparency laid on white, the first frame of several.
+
+        16-bit grey keeps its upper byte. 32-bit and float grey is scaled from the smallest usual full scale that holds the image
+        (1 for floats, 255, 65535), else from its own minimum and maximum.
+        scale: of what is needed; a JPEG is decoded at the smallest n/8 of its size (a DCT of n x n) that leaves as much.
+        """
+        scale = min(scale, 1.0)
+        if self._image.format == "JPEG" and self._image.mode == "RGB" and self._turned == 1:
+            self._file.seek(0)
+            with suppress(ValueError):  # what libjpeg-turbo warns of, Pillow may read all the same
+                least = {"min_width": math.ceil(self.width * scale), "min_height": math.ceil(self.height * scale)}
+                return simplejpeg.decode_jpeg(self._file.read(), "RGB", min_factor=1, **least)
+            self._file.seek(0)
+        width, height = self._image.size
+        self._image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+        return np.asarray(_upright_rgb(self._image))
+
+
+@contextmanager
+def open_photo(path: Path, content: bytes | None = None) -> Iterator[Photo]:
+    """The image at `path`, or in `content`, which `path` then only names. Raises BadImage, also for what its reader meets."""
+    with _opened(path, content) as (image, file):
+        yield Photo(image, file)
+
+
+def read_image(path: Path, at_least: int | None = None) -> Image.Image:
+    """`path` as `Photo.pixels` reads it. at_least: pixels that the shorter side of a shrunk JPEG still has. Raises BadImage."""
+    with open_photo(path) as photo:
+        return Image.fromarray(photo.pixels(1.0 if at_least is None else at_least / min(photo.width, photo.height)))
 
 
 def inspect(path: Path) -> str | None:
@@ -74,16 +105,20 @@ def inspect(path: Path) -> str | None:
     return None
 
 
+def _regular(path: Path) -> BinaryIO:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage(path, "not a regular file")  # opening a pipe would wait for ever
+    if status.st_size == 0:
+        raise BadImage(path, "empty file")
+    return open(path, "rb")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
     """The image and its file, header read and size checked. Whatever goes wrong while it is open is a BadImage."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImage(path, "not a regular file")  # opening a pipe would wait for ever
-        if status.st_size == 0:
-            raise BadImage(path, "empty file")
-        with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
+        with _regular(path) if content is None else io.BytesIO(content) as file, Image.open(file, formats=formats()) as image:
             width, height = image.size
             limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice its limit
             if limit is not None and width * height > limit:
@@ -98,6 +133,13 @@ def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged data: struct.error, SyntaxError, IndexError...
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise BadImage(path, reason) from error
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF's, 1 to 8; 1 is upright."""
+    with suppress(Exception):  # damaged EXIF data is no reason to lose the image
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
 
 
 def _tail(file: BinaryIO, length: int = 64) -> bytes:

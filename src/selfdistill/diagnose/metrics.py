@@ -68,5 +68,5 @@ def expectation_gap(p: Tensor, z: Tensor, t: Tensor) -> ExpectationGap:
     t: [A, N, D] targets z2 of A >= 2 augmentations of N >= 2 images. The expectation leaves z1's own augmentation out."""
     p, z, t = (F.normalize(x.double(), dim=-1) for x in (p, z, t))
     rest = (t.sum(0) - t) / (len(t) - 1)  # [A, N, D]
-    others = rest.roll(1, dims=1)
+    others = rest.roll(rest.shape[1] // 2, dims=1)  # half a set away: many sets are sorted by class
     return ExpectationGap(*(float((a - e).square().sum(-1).mean()) for a, e in ((p, rest), (z, rest), (z, others))))

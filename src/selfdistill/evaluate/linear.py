@@ -1,5 +1,7 @@
 """Linear probe on frozen features: one linear layer by SGD, all learning rates at once."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +33,8 @@ def linear_accuracy(
     """
     if len(bank) < 20:
         raise Misuse(f"linear probe: {len(bank)} labelled images are too few to choose a learning rate on a tenth of them")
-    mean, std = bank.float().mean(0), bank.float().std(0).clamp(min=1e-6)
-    x, test = (bank.float() - mean) / std, (queries.float() - mean) / std
+    mean, std = bank.double().mean(0), bank.double().std(0).clamp(min=1e-6)
+    x, test = ((features.double() - mean).div_(std).float() for features in (bank, queries))
     order = permutation(seed, 0, len(x))
     held, rest = order[: round(HELD_OUT * len(x))], order[round(HELD_OUT * len(x)) :]
     classes = int(labels.max()) + 1
@@ -60,7 +62,7 @@ def train_linear(
         rows = order[step % steps * batch_size :][:batch_size]
         q = (x[rows] @ W + b).softmax(-1)  # [R, n, C]
         error = (q - F.one_hot(labels[rows], classes)) / len(rows)  # the gradient of the cross-entropy
-        decayed = lr * (1 + torch.cos(torch.tensor(torch.pi * step / (epochs * steps)))) / 2
+        decayed = lr * (1 + math.cos(math.pi * step / (epochs * steps))) / 2
         for parameter, v, grad in zip((W, b), velocity, (x[rows].T @ error, error.sum(1, keepdim=True)), strict=True):
             v.mul_(0.9).add_(grad)
             parameter.sub_(decayed * v)

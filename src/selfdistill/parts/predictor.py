@@ -90,14 +90,15 @@ class _Linear(nn.Module):
 
 
 class LeastSquaresPredictor(_Linear):
-    @torch.no_grad()
     def solve(self, z: Tensor, t: Tensor) -> None:
-        """From all pairs of two views, over all ranks. With fewer rows than D, the solution of least norm."""
+        """From all pairs of two views, over all ranks; in fp64, since Z'Z squares the condition. The solution of least norm."""
+        if not torch.is_grad_enabled():  # no step of training: W stays what the last one had
+            return
         pairs = [(i, j) for i in range(len(z)) for j in range(len(t)) if i != j]
-        with torch.autocast(z.device.type, enabled=False):
-            Z, T = (torch.cat(rows).to(self.W.dtype) for rows in ([z[i] for i, _ in pairs], [t[j] for _, j in pairs]))  # [n, D]
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            Z, T = (torch.cat(rows).double() for rows in ([z[i] for i, _ in pairs], [t[j] for _, j in pairs]))  # [n, D]
             gram, cross = (gather(m[None]).sum(0) for m in (Z.T @ Z, Z.T @ T))  # [D, D]
-            self.W.copy_(torch.linalg.pinv(gram, hermitian=True) @ cross)
+            self.W.copy_(torch.linalg.pinv(gram, hermitian=True) @ cross if gram.isfinite().all() else torch.full_like(gram, torch.nan))
 
     def update(self, progress: Progress) -> None:
         pass
@@ -123,7 +124,9 @@ class DirectPredictor(_Linear):
         if self._seen:
             self.F.lerp_(torch.stack(self._seen).mean(0), 1 - self.spec.momentum if self.F.any() else 1.0)
             self._seen.clear()
-        if progress.step % self.spec.every == 0:
+        if not self.F.isfinite().all():
+            self.W.fill_(torch.nan)  # diverged, and seen to be
+        elif progress.step % self.spec.every == 0:
             s, U = torch.linalg.eigh(self.F)
             p = ((s / s[-1]).clamp(min=0).sqrt() + self.spec.epsilon).clamp(min=1e-4)  # the code's floor
             self.W.copy_(U @ torch.diag(p) @ U.T)

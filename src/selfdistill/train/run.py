@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from selfdistill.data.images import Files, Images, Pixels, Source
+from selfdistill.data.images import Files, Images, Pixels, Source, select
 from selfdistill.data.loader import plain_batches
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Failure, Misuse
@@ -129,9 +129,18 @@ def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool =
 def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:
     """(bank, its labels, held-out images, their labels). Raises `Misuse` where there are none."""
     bank, test = source.bank or source.train, source.test
-    if test is None or bank.labels is None or test.labels is None:
-        raise Misuse(f"data={source.name} has no labels, which kNN needs: put each class into a folder of its own, or name a labelled set")
-    return bank, bank.labels, test, test.labels
+    if test is None or any(images.labels is None or not (images.labels >= 0).any() for images in (bank, test)):
+        raise Misuse(
+            f"data={source.name} has no labels, which the probes need: put each class into a folder of its own, or name a labelled set"
+        )
+    return *_with_label(bank), *_with_label(test)
+
+
+def _with_label(images: Images) -> tuple[Images, Tensor]:
+    """Those that have one, and it: -1 is none."""
+    assert images.labels is not None
+    rows = (images.labels >= 0).nonzero()[:, 0]
+    return (images, images.labels) if len(rows) == len(images) else (select(images, rows), images.labels[rows])
 
 
 def versions() -> dict[str, str]:

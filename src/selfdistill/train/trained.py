@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from selfdistill.data.images import spread
 from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.metrics import ExpectationGap, expectation_gap
 from selfdistill.errors import Misuse
-from selfdistill.parts.schedule import Progress
 from selfdistill.siamese import Siamese
 from selfdistill.train.checkpoint import read
 from selfdistill.train.run import Run
@@ -34,13 +34,18 @@ def predictor_gap(run: Run, augmentations: int = 32, images: int = 512) -> Expec
     recipe = run.recipe
     if recipe.predictor is None:
         raise Misuse(f"{run.path}: {recipe.method} has no predictor, whose distance to the expectation could be measured")
-    siamese, now = siamese_of(run), Progress(0, 1, 1)
+    if recipe.teacher.kind == "expectation":
+        raise Misuse(f"{run.path}: teacher=expectation remembers the training images alone, and knows nothing of held-out ones")
+    if augmentations < 2 or images < 2:
+        raise Misuse(f"augmentations={augmentations}, images={images}: an expectation, and another image's, take two of each at least")
+    siamese = siamese_of(run)
     pixels = in_memory(spread(run.source.test or run.source.train, images)[0], recipe.views, recipe.workers).pixels
-    ids = torch.arange(len(pixels))
-    found = [
-        siamese(views_of_pixels(pixels, ids, recipe.views, recipe.global_views, SEED, epoch), now)
-        for epoch in range(-(-augmentations // recipe.global_views))
-    ]
-    globals = slice(recipe.global_views)
-    p, z, t = (torch.cat([x.cls[globals] for x in of]) for of in ([s.p for s in found], [s.z for s in found], [s.t for s in found]))
-    return expectation_gap(p, z, t)
+
+    def outputs(ids: Tensor, draw: int) -> tuple[Tensor, Tensor, Tensor]:
+        z, p, t = siamese.outputs(views_of_pixels(pixels[ids], ids, recipe.views, recipe.global_views, SEED, draw))
+        return p.cls[: len(t.cls)], z.cls[: len(t.cls)], t.cls  # [A, b, D]
+
+    chunks = torch.arange(len(pixels)).split(64)
+    each = 1 if siamese.split else recipe.global_views
+    drawn = [[outputs(ids, draw) for ids in chunks] for draw in range(-(-augmentations // each))]
+    return expectation_gap(*(torch.cat([torch.cat([of[n] for of in draw], 1) for draw in drawn]) for n in range(3)))

@@ -17,6 +17,7 @@ from selfdistill.views.spec import Augment, Crops
 FLIP, JITTER, GREY, BLUR, SIGMA, SOLARIZE = range(CROP, CROP + 6)
 STRENGTH, ORDER, ERASE = (slice(CROP + 6 + n, CROP + 6 + n + k) for n, k in ((0, 4), (4, 4), (8, 5)))
 DRAWS = ERASE.stop
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 def draws(seed: int, epoch: int, index: Tensor, view: int) -> Tensor:
@@ -79,18 +80,22 @@ def _some(x: Tensor, chosen: Tensor, f: Callable[..., Tensor], *per_image: Tenso
 
 
 def _jitter(x: Tensor, u: Tensor, how: Augment) -> Tensor:
-    """The operations in an order of their own for each image; on grey images saturation and hue change nothing."""
-    strengths: list[tuple[Callable[[Tensor, Tensor], Tensor], float]] = [(color.brightness, how.brightness), (color.contrast, how.contrast)]
-    if x.shape[1] == 3:
-        strengths += [(color.saturation, how.saturation), (color.hue, how.hue)]
+    """Brightness, contrast, saturation and hue in an order of their own for each image. The first three are one blend with another
+    image, black, the mean or the grey one, so each turn is one pass for all of them. On grey images saturation and hue change nothing."""
+    strengths = [how.brightness, how.contrast, how.saturation, how.hue][: 4 if x.shape[1] == 3 else 2]
+    if not how.jitter or not any(strengths):
+        return x
     order = u[:, ORDER][:, : len(strengths)].argsort(1)  # [B, ops]: which operation comes first, second, ...
-    for turn in range(len(strengths)):
-        for op, (f, strength) in enumerate(strengths):
-            if strength:
-                centre = 0.0 if f is color.hue else 1.0
-                low = centre - strength if f is color.hue else max(0.0, centre - strength)
-                factor = low + (centre + strength - low) * u[:, STRENGTH][:, op]
-                x = _some(x, (u[:, JITTER] < how.jitter) & (order[:, turn] == op), f, factor)
+    chosen = u[:, JITTER] < how.jitter
+    strength = u.new_tensor(strengths)
+    centre = u.new_tensor([1.0, 1.0, 1.0, 0.0])[: len(strengths)]
+    low = torch.where(centre > 0, (centre - strength).clamp(min=0), -strength)
+    factors = low + (centre + strength - low) * u[:, STRENGTH][:, : len(strengths)]  # [B, ops]
+    for op in order.unbind(1):  # [B]
+        factor = torch.where(chosen & (op < HUE), factors.gather(1, op[:, None])[:, 0], 1.0)
+        x = color.blend(x, factor, (op == CONTRAST).to(x.dtype), (op == SATURATION).to(x.dtype))
+        if how.hue:
+            x = _some(x, chosen & (op == HUE), color.hue, factors[:, -1])
     return x
 
 

@@ -14,21 +14,25 @@ def grey(x: Tensor) -> Tensor:
     return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def _blend(x: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    f = factor[:, None, None, None]
-    return (f * x + (1 - f) * other).clamp(0, 1)
+def blend(x: Tensor, factor: Tensor, contrast: Tensor | float = 0.0, saturation: Tensor | float = 0.0) -> Tensor:
+    """factor x + (1 - factor) other, clamped, factor [B]: other is black (brightness), or with `contrast` 1 the mean of the grey image,
+    or with `saturation` 1 the grey image; [B] or one for all."""
+    f, c, s = (torch.as_tensor(w, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1) for w in (factor, contrast, saturation))
+    g = grey(x)  # [B, 1, H, W]
+    other = torch.addcmul(c * g.mean((2, 3), keepdim=True), g, s)
+    return (x * f).add_(other.mul_(1 - f)).clamp_(0, 1)
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, 0.0, factor)
+    return blend(x, factor)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, grey(x).mean((2, 3), keepdim=True), factor)
+    return blend(x, factor, contrast=1.0)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return _blend(x, grey(x), factor)
+    return blend(x, factor, saturation=1.0)
 
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:

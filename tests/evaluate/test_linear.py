@@ -1,0 +1,117 @@
+"""The linear probe against scikit-learn's logistic regression, and its steps against PyTorch's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from selfdistill.errors import Misuse
+from selfdistill.evaluate.linear import RATES, linear_accuracy, predict, train_linear
+from selfdistill.views.draw import permutation
+
+
+def digits():
+    """Pixels [1797, 64] and labels."""
+    x, y = load_digits(return_X_y=True)
+    return torch.tensor(x), torch.tensor(y)
+
+
+def blobs(n=90, dim=5, classes=3, dtype=torch.float64):
+    """Three overlapping classes."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % classes
+    return torch.randn(n, dim, generator=g, dtype=dtype) + 0.8 * torch.eye(dim, dtype=dtype)[labels], labels
+
+
+def test_on_digits_it_is_as_good_as_logistic_regression():
+    """Within half a point over five splits, and two points on each: the pixels can be separated, and where SGD stops on the way
+    and which rate 130 images prefer is worth a point or so, either way."""
+    x, y = digits()
+    gaps = []
+    for seed in range(5):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        train, test = order[:1297], order[1297:]
+        mean, std = x[train].mean(0), x[train].std(0).clamp(min=1e-6)
+        reference = LogisticRegression(C=1e4, max_iter=3000, tol=1e-5).fit((x[train] - mean) / std, y[train])
+        expected = reference.score((x[test] - mean) / std, y[test])
+        gaps.append(linear_accuracy(x[train], y[train], x[test], y[test]) - expected)
+    assert abs(sum(gaps) / len(gaps)) < 0.005
+    assert max(map(abs, gaps)) < 0.02
+
+
+def test_it_converges_to_logistic_regression():
+    """On classes that overlap there is one solution: the same probabilities to three digits."""
+    x, labels = blobs()
+    W, b = train_linear(x, labels, 3, (3.0,), epochs=3000)
+    reference = LogisticRegression(C=1e9, max_iter=10_000, tol=1e-10).fit(x, labels)
+    torch.testing.assert_close((x @ W[0] + b[0]).softmax(1), torch.tensor(reference.predict_proba(x)), atol=1e-3, rtol=0)
+
+
+def test_all_rates_in_one_pass_are_each_on_its_own():
+    x, labels = blobs()
+    together = train_linear(x, labels, 3, RATES, epochs=5, batch_size=32)
+    for i, rate in enumerate(RATES):
+        alone = train_linear(x, labels, 3, (rate,), epochs=5, batch_size=32)
+        for all_of_them, one in zip(together, alone, strict=True):
+            torch.testing.assert_close(all_of_them[i], one[0])
+    assert predict(x, together).shape == (len(RATES), len(x))
+    assert len({float(W.norm()) for W in together[0]}) == len(RATES)
+
+
+@pytest.mark.parametrize("batch_size", [90, 32, 256])
+def test_its_steps_are_those_of_sgd(batch_size):
+    """Autograd's gradient of the cross-entropy, momentum 0.9, a cosine to 0; the last batch of an epoch is smaller."""
+    x, labels = blobs()
+    epochs, rate, seed = 3, 2.0, 5
+    W, b = train_linear(x, labels, 3, (rate,), epochs, batch_size, seed)
+    layer = nn.Linear(x.shape[1], 3).double()
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9)
+    steps = math.ceil(len(x) / batch_size)
+    for step in range(epochs * steps):
+        rows = permutation(seed, step // steps, len(x)).split(batch_size)[step % steps]
+        decay = (1 + math.cos(math.pi * step / (epochs * steps))) / 2
+        optimizer.param_groups[0]["lr"] = rate * min(batch_size, len(x)) / 256 * decay
+        optimizer.zero_grad()
+        F.cross_entropy(layer(x[rows]), labels[rows]).backward()
+        optimizer.step()
+    torch.testing.assert_close(W[0].T, layer.weight.detach(), atol=1e-6, rtol=1e-6)  # its cosine is in fp32
+    torch.testing.assert_close(b[0, 0], layer.bias.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_units_do_not_matter():
+    """Features are standardised by the bank, each on its own."""
+    x, labels = blobs(200)
+    scale = torch.logspace(-3, 3, x.shape[1], dtype=x.dtype)
+    plain, scaled = (linear_accuracy(z[:120], labels[:120], z[120:], labels[120:], epochs=20) for z in (x, 7 + x * scale))
+    assert plain == scaled > 0.5
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1234.567])
+def test_constant_features_do_no_harm(constant):
+    x, labels = blobs(200, dtype=torch.float32)
+    bank, queries, answers = x[:120], x[120:], (labels[:120], labels[120:])
+    without = linear_accuracy(bank, answers[0], queries, answers[1], epochs=20)
+    dead = [torch.cat([z, z.new_full((len(z), 3), constant)], 1) for z in (bank, queries)]
+    assert linear_accuracy(dead[0], answers[0], dead[1], answers[1], epochs=20) == without
+    if constant == 0:  # a ReLU that no image of the bank has woken
+        dead[1][:, -3:] = 5.0
+        assert linear_accuracy(dead[0], answers[0], dead[1], answers[1], epochs=20) == without
+
+
+def test_nothing_but_constant_features_is_a_guess():
+    """The most frequent class, not nan."""
+    labels = torch.tensor([0, 1, 1, 1] * 15)
+    assert linear_accuracy(torch.ones(60, 4), labels, torch.ones(60, 4), labels, epochs=5) == 0.75
+
+
+def test_a_bank_too_small_to_hold_a_tenth_out():
+    x, labels = blobs(20)
+    with pytest.raises(Misuse, match="19 labelled images are too few"):
+        linear_accuracy(x[:19], labels[:19], x, labels)
+    assert 0 <= linear_accuracy(x, labels, x, labels, epochs=2) <= 1
