@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench-views clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +21,14 @@ check: .venv/installed  ## style, types, and imports that go one way
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
+
+bench-views: .venv/bench  ## images to views: lightly, torchvision, kornia and ours in turn
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py --cores 1
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py --cores 2
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -109,11 +109,11 @@ def kornia_simsiam(images: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def our_simsiam(images: np.ndarray) -> Callable[[], None]:
+def our_simsiam(images: np.ndarray, colour: str) -> Callable[[], None]:
     from selfdistill.methods import METHODS
     from selfdistill.views.augment import views_of_pixels
 
-    spec = METHODS["simsiam"].edit(["views.size=32"]).views
+    spec = METHODS["simsiam"].edit(["views.size=32", f"views.colour={colour}"]).views
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
     def run() -> None:
@@ -167,13 +167,13 @@ def torchvision_dino(paths: list[Path], colour: bool) -> Callable[[], None]:
     return run
 
 
-def our_dino(paths: list[Path], colour: bool) -> Callable[[], None]:
+def our_dino(paths: list[Path], colour: str) -> Callable[[], None]:
     from selfdistill.data.images import Files
     from selfdistill.data.loader import _Crops
     from selfdistill.methods import METHODS
     from selfdistill.views.augment import views_of_crops
 
-    recipe = METHODS["dino"]
+    recipe = METHODS["dino"].edit([f"views.colour={colour}"] if colour else [])
     dataset = _Crops(Files(paths), recipe)
 
     def run() -> None:
@@ -232,7 +232,8 @@ def compare(title: str, contestants: dict[str, Callable[[], Callable[[], None]]]
     print(f"\n{title} ({cores} process{'es' if cores > 1 else ''}, {images} images each, {rounds} rounds)")
     for name, rate in medians.items():
         spread = f"{min(rates[name]):.0f} to {max(rates[name]):.0f}"
-        print(f"  {name:16} {rate:8.0f} images/s  ({spread:>16})  ours/this {medians['ours'] / rate:6.2f}")
+        ratio = "  ".join(f"{rate / medians[peer]:6.2f} x {peer}" for peer in contestants if peer.startswith(("lightly", "kornia")))
+        print(f"  {name:16} {rate:8.0f} images/s  ({spread:>16})  {ratio}")
 
 
 def main() -> None:
@@ -244,15 +245,21 @@ def main() -> None:
     how = {"cores": args.cores, "rounds": args.rounds}
     if "A" in args.only:
         images = small(512)
-        makers = {"lightly": lightly_simsiam, "torchvision v2": torchvision_simsiam, "kornia": kornia_simsiam, "ours": our_simsiam}
-        compare("A: SimSiam's two views of 32 x 32", {name: partial(make, images) for name, make in makers.items()}, len(images), **how)
+        makers = {
+            "lightly": partial(lightly_simsiam, images),
+            "torchvision v2": partial(torchvision_simsiam, images),
+            "kornia": partial(kornia_simsiam, images),
+            "ours, exact": partial(our_simsiam, images, "exact"),
+            "ours, folded": partial(our_simsiam, images, "folded"),
+        }
+        compare("A: SimSiam's two views of 32 x 32", makers, len(images), **how)
     with TemporaryDirectory() as folder:
         paths = jpegs(Path(folder), 64)
         if "B" in args.only:
             crops = {
-                "lightly, all": partial(lightly_dino, paths),
+                "lightly": partial(lightly_dino, paths),
                 "torchvision v2": partial(torchvision_dino, paths, False),
-                "ours": partial(our_dino, paths, False),
+                "ours": partial(our_dino, paths, ""),
                 "decode alone": partial(decode_alone, paths),
             }
             compare("B: JPEG to DINO's uint8 crops", crops, len(paths), **how)
@@ -260,7 +267,8 @@ def main() -> None:
             whole = {
                 "lightly": partial(lightly_dino, paths),
                 "torchvision v2": partial(torchvision_dino, paths, True),
-                "ours": partial(our_dino, paths, True),
+                "ours, exact": partial(our_dino, paths, "exact"),
+                "ours, folded": partial(our_dino, paths, "folded"),
             }
             compare("C: JPEG to DINO's normalised floats", whole, len(paths), **how)
 

@@ -208,6 +208,20 @@ def diff(a: str, b: str) -> None:
 
 
 @app.command()
+def pack(
+    data: Annotated[str, typer.Argument(help="a folder of images, or what else data= takes")],
+    out: Annotated[Path, typer.Argument(help="the new folder")],
+    side: Annotated[int, typer.Option(min=16, help="pixels of the shorter side, beyond which an image is made smaller")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs")] = 95,
+) -> None:
+    """Write a folder of photographs as WebDataset shards of smaller JPEGs, which decode faster: then data=OUT."""
+    from selfdistill.data.pack import pack as write
+
+    written = write(data, out, side, quality, lambda said: console.print(said, soft_wrap=True, markup=False))
+    console.print(f"{written} images in {out}: selfdistill pretrain METHOD data={out}", soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has: versions, devices, bf16, data sets."""
     import shutil

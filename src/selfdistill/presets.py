@@ -93,8 +93,8 @@ DIGITS_VIT: Changes = (
 )
 GREY28_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-    (f"encoder.options={{patch_size: 4, depth: 4, embed_dim: 128, num_heads: 4, {XAVIER}}}", "49 patches of 4 x 4; init on Xavier's scale"),
-    ("lr.base=0.002", "a short run"),
+    (f"encoder.options={{patch_size: 7, depth: 4, embed_dim: 128, num_heads: 4, {XAVIER}}}", "16 patches of 7 x 7; init on Xavier's scale"),
+    ("lr.base=0.004", "a short run"),
 )
 COLOR32_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
@@ -187,7 +187,7 @@ PRESETS: dict[str, Preset] = {
                 "moco": (("lr.base=0.2", "small batches"), ("terms.views.loss.queue=4096", "fewer keys than images")),
                 "swav": (("lr.base=0.1", "SGD's scale"),),
                 "dino": GREY28_VIT,
-                "ibot": (*GREY28_VIT, ("views.masks.patch=4", "the encoder's")),
+                "ibot": (*GREY28_VIT, ("views.masks.patch=7", "the encoder's")),
                 "mean-teacher": (("labels=1000", "100 a class"),),
             },
         ),

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from selfdistill.views import color
-from selfdistill.views.augment import DRAWS, draws, finish, plain, views_of_crops, views_of_pixels
+from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.crop import DRAWS as CROP
 from selfdistill.views.crop import crop_and_resize, crop_boxes
 from selfdistill.views.draw import permutation, uniform
@@ -147,11 +147,11 @@ def test_crops_cut_by_a_worker_get_the_same_augmentation_as_pixels():
 def test_probabilities(name):
     """Each operation touches its share of images: 0, a half, all."""
     off = dict.fromkeys(("flip", "grey", "blur", "solarize", "jitter", "erase"), 0.0)
-    x = torch.rand(2000, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    u, spec = uniform(0, 0, torch.arange(2000), 0, DRAWS), Crops(size=8, mean=(0.0,), std=(1.0,))
+    x = torch.randint(0, 256, (2000, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for p in (0.0, 0.5, 1.0):
-        y = finish(x.clone(), u, Augment(**{**off, name: p, "sigma": (1.0, 2.0)}), spec)
-        share = (y != x).flatten(1).any(1).double().mean()
+        spec = Crops(size=8, mean=(0.0,), std=(1.0,), augment=Augment(**{**off, name: p, "sigma": (1.0, 2.0)}))
+        y = views_of_crops([x[:, None]], torch.arange(2000), spec, 1, 0, 0).crops[0][0]
+        share = (y != x / 255).flatten(1).any(1).double().mean()
         assert abs(share - p) < 5 * math.sqrt(0.25 / 2000) * (0 < p < 1) + 0.01
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from selfdistill.data.images import Files, Source
 from selfdistill.data.reading import BadImage, extensions, inspect, printable
@@ -50,7 +51,8 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     classes = _classes(good, depth)
     held, notes = _held_out(root, candidates, classes, depth, reject)
     if classes and not held:
-        good, held = _hold_out_a_tenth(good, depth)
+        held_rows, rest = held_out_tenth(good, [_class(name, depth) for name in good])
+        good, held = [good[i] for i in rest], [good[i] for i in held_rows]
         notes.append(
             f"no labelled test split: {len(held)} of {len(good) + len(held)} images, a tenth of each class, are held out for the probes"
         )
@@ -151,13 +153,16 @@ def _held_out(
     return [], notes
 
 
-def _hold_out_a_tenth(names: list[str], depth: int) -> tuple[list[str], list[str]]:
-    """A tenth of each class, at least one image of two or more. A hash of the name draws: one file more or less changes little."""
-    members: dict[str | None, list[str]] = {}
-    for name in sorted(names, key=lambda name: hashlib.blake2b(os.fsencode(name.replace(os.sep, "/"))).digest()):
-        members.setdefault(_class(name, depth), []).append(name)
-    held = {name for group in members.values() for name in group[: min(len(group) - 1, max(1, round(len(group) / 10)))]}
-    return [name for name in names if name not in held], [name for name in names if name in held]
+def held_out_tenth(names: Sequence[str], classes: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+    """Places (held out, the others) of a tenth of each class, at least one image of two or more. A hash of the name draws: one file
+    more or less changes little."""
+    members: dict[Hashable, list[int]] = {}
+    for i in sorted(range(len(names)), key=lambda i: hashlib.blake2b(os.fsencode(names[i].replace(os.sep, "/"))).digest()):
+        members.setdefault(classes[i], []).append(i)
+    held = torch.zeros(len(names), dtype=torch.bool)
+    for group in members.values():
+        held[group[: min(len(group) - 1, max(1, round(len(group) / 10)))]] = True
+    return held.nonzero()[:, 0], (~held).nonzero()[:, 0]
 
 
 def _some(bad: list[tuple[Path, str]], most: int = 3, before: str = " ") -> str:

@@ -1,9 +1,10 @@
-"""What a data set is: `Pixels` in memory or `Files` on disk, gathered in a `Source`."""
+"""What a data set is: `Pixels` in memory, or `Encoded` images that are decoded when they are needed, gathered in a `Source`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, final
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from selfdistill.data.reading import BadImage, Photo, inspect, open_photo, printable, read_image
 from selfdistill.errors import Misuse
 
-__all__ = ["BadImage", "Files", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
+__all__ = ["BadImage", "Encoded", "Files", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
 
 
 @final
@@ -37,11 +38,35 @@ class Pixels:
     def channels(self) -> int:
         return self.pixels.shape[1]
 
+    def pick(self, rows: Tensor) -> Pixels:
+        """The images at the places `rows` [n]."""
+        return Pixels(self.pixels[rows], _picked(self.labels, rows), self.classes)
+
+
+class Encoded(ABC):
+    """Images to be read in any order, as RGB: a file, a piece of an archive or a row of a table each. Random access keeps the order
+    of a run exact: a function of seed and epoch, shared among ranks and workers without overlap, and known after a resume."""
+
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    channels = 3
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def open(self, i: int) -> AbstractContextManager[Photo]:
+        """Image i; raises BadImage, also for what goes wrong while it is open."""
+
+    @abstractmethod
+    def pick(self, rows: Tensor) -> Encoded:
+        """The images at the places `rows` [n]."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
-class Files:
-    """Images on disk, read as RGB. paths: N files; labels and classes as in `Pixels`."""
+class Files(Encoded):
+    """Images on disk. paths: N files; labels and classes as in `Pixels`."""
 
     paths: list[Path]
     labels: Tensor | None = None
@@ -53,32 +78,20 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def channels(self) -> int:
-        return 3
-
     def open(self, i: int) -> AbstractContextManager[Photo]:
-        """Image i; raises BadImage, also for what goes wrong while it is open."""
         return open_photo(self.paths[i])
 
+    def pick(self, rows: Tensor) -> Files:
+        return replace(self, paths=[self.paths[i] for i in rows], labels=_picked(self.labels, rows))
 
-Images: TypeAlias = Pixels | Files
+
+Images: TypeAlias = Pixels | Encoded
 
 
 def spread(images: Images, n: int) -> tuple[Images, Tensor]:
     """n of the images and their places, spread evenly: many sets are sorted by class."""
-    if len(images) <= n:
-        return images, torch.arange(len(images))
-    rows = torch.linspace(0, len(images) - 1, n).long()
-    return select(images, rows), rows
-
-
-def select(images: Images, rows: Tensor) -> Images:
-    """The images at the places `rows` [n]."""
-    labels = None if images.labels is None else images.labels[rows]
-    if isinstance(images, Pixels):
-        return Pixels(images.pixels[rows], labels, images.classes)
-    return Files([images.paths[i] for i in rows], labels, images.classes)
+    rows = torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()
+    return (images if len(rows) == len(images) else images.pick(rows)), rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +105,10 @@ class Source:
     bank: Images | None = None
     bad: tuple[tuple[Path, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def _picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if labels is None else labels[rows]
 
 
 def _check_labels(labels: Tensor | None, classes: tuple[str, ...], images: int) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from selfdistill.data.images import BadImage, Files, Images, Photo, Pixels
+from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
@@ -25,6 +25,12 @@ from selfdistill.views.spec import Crops
 
 SUBSTITUTES = 100
 """files in a row that may turn out unreadable before the folder is given up"""
+
+RESIDENT = 0.25
+"""of a GPU's memory that a data set may take; a larger one stays in the machine's, a batch at a time"""
+
+SPARE = 2.0
+"""pixels, in each direction, to which a photograph is decoded for one of a crop: with 1, a box rounded to them is off by up to half of one"""
 
 Report = Callable[[Path, str], None]
 
@@ -62,10 +68,10 @@ def training_views(
 
 def _views(images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[int, Tensor]]) -> Iterator[Views]:
     if isinstance(images, Pixels):
-        pixels = images.pixels.to(device)
+        pixels = images.pixels.to(device) if _fits(images.pixels, device) else images.pixels
         for epoch, index in order:
-            index = index.to(device)
-            yield views_of_pixels(pixels[index], index, recipe.views, recipe.global_views, recipe.seed, epoch)
+            batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
+            yield views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, epoch)
         return
     todo = ([(epoch, int(i)) for i in index] for epoch, index in order)
     reported: set[Path] = set()
@@ -76,6 +82,11 @@ def _views(images: Images, recipe: Recipe, device: torch.device, report: Report,
                 report(path, reason)
         index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True).movedim(-1, 2) for c in cut]  # [B, V, C, S, S]
         yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, epoch)
+
+
+def _fits(pixels: Tensor, device: torch.device) -> bool:
+    """Whether a data set may live on the device."""
+    return device.type != "cuda" or pixels.nbytes <= RESIDENT * torch.cuda.get_device_properties(device).total_memory
 
 
 def plain_batches(images: Images, spec: Crops, device: torch.device, workers: int | str = "auto", size: int = 512) -> Iterator[Tensor]:
@@ -138,11 +149,11 @@ Bad = list[tuple[Path, str]]
 
 class _Crops(Dataset[Any]):
     """A batch of keys to uint8 crops [B, V, S, S, C] for each size, cut by the same draws that pixels in memory would use. An image is
-    decoded once, at the smallest scale that leaves every crop its size, and each crop is resized as torchvision does (antialiased
+    decoded once, at the smallest scale that leaves every crop twice its size, and each crop is resized as torchvision does (antialiased
     bilinear, for uint8)."""
 
-    def __init__(self, files: Files, recipe: Recipe):
-        self.files, self.recipe = files, recipe
+    def __init__(self, images: Encoded, recipe: Recipe):
+        self.images, self.recipe = images, recipe
         self.sizes = recipe.views.of_each_size(recipe.global_views)
 
     def __getitems__(self, keys: list[Key]) -> tuple[int, Tensor, list[Tensor], Bad]:
@@ -151,11 +162,11 @@ class _Crops(Dataset[Any]):
         index = torch.tensor([i for _, i in keys])
         crops = [_shared(len(keys), len(views), views[0][1], views[0][1], 3) for views in self.sizes]
         todo = torch.arange(len(keys))
-        for _ in range(min(SUBSTITUTES, len(self.files))):
+        for _ in range(min(SUBSTITUTES, len(self.images))):
             todo = self._cut(keys[0][0], index, todo, crops, bad)
             if not len(todo):
                 return keys[0][0], index, crops, bad
-            index[todo] = (index[todo] + 1) % len(self.files)
+            index[todo] = (index[todo] + 1) % len(self.images)
         raise Failure(f"{len(bad)} files in a row could not be read, the last one {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
 
     def _cut(self, epoch: int, index: Tensor, todo: Tensor, crops: list[Tensor], bad: Bad) -> Tensor:
@@ -164,7 +175,7 @@ class _Crops(Dataset[Any]):
 
         def attempt(place: int, f: Callable[[Photo], Any]) -> Any:
             try:
-                with self.files.open(int(index[place])) as photo:
+                with self.images.open(int(index[place])) as photo:
                     return f(photo)
             except BadImage as e:
                 bad.append((e.path, e.reason))
@@ -178,7 +189,7 @@ class _Crops(Dataset[Any]):
             for views in self.sizes
         ]  # [b, V, 4] for each size
         for n, place in enumerate(places):
-            need = max(float(size[0][1] / of[n, :, 2:].min()) for size, of in zip(self.sizes, boxes, strict=True))
+            need = SPARE * max(float(size[0][1] / of[n, :, 2:].min()) for size, of in zip(self.sizes, boxes, strict=True))
             pixels = attempt(place, partial(Photo.pixels, scale=need))
             if pixels is not None:
                 scale = pixels.shape[0] / float(height[n])
@@ -191,17 +202,17 @@ class _Crops(Dataset[Any]):
 class _Squares(Dataset[Any]):
     """Indices to central squares, uint8 [B, S, S, C]; an unreadable file is mean grey."""
 
-    def __init__(self, files: Files, spec: Crops):
-        self.files, self.spec = files, spec
+    def __init__(self, images: Encoded, spec: Crops):
+        self.images, self.spec = images, spec
 
     def __getitems__(self, index: list[int]) -> Tensor:
         squares = _shared(len(index), self.spec.size, self.spec.size, 3)
         for square, i in zip(squares, index, strict=True):
             try:
-                with self.files.open(i) as photo:
+                with self.images.open(i) as photo:
                     H, W = photo.height, photo.width
                     side = min(H, W)
-                    pixels = photo.pixels(self.spec.size / side)
+                    pixels = photo.pixels(SPARE * self.spec.size / side)
             except BadImage:
                 square.fill_(124)
             else:

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from selfdistill.data.folder import Policy, open_folder
-from selfdistill.data.images import Images, Pixels, Source
+from selfdistill.data.images import Files, Images, Pixels, Source
 from selfdistill.data.reading import printable
+from selfdistill.data.shards import is_shards, open_shards
+from selfdistill.data.table import PREFIX, open_table
 from selfdistill.errors import Failure, Misuse
 
 # scikit-learn and torchvision are imported where they are used: a command that opens a folder starts without them.
@@ -30,13 +32,18 @@ FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sanda
 
 
 def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> Source:
-    """The data set named `data` (a key of SOURCES), else the folder at that path (a folder called like a set: ./digits).
+    """The data set named `data` (a key of SOURCES), `hf:NAME` (`open_table`), tar shards (`open_shards`), else the folder at that path
+    (a folder called like a set: ./digits).
 
     Raises Misuse for what is neither; Failure when a set can be neither found nor downloaded.
     """
     name = os.fspath(data)
     if isinstance(data, str) and name in SOURCES:
         return SOURCES[name]()
+    if name.startswith(PREFIX):
+        return open_table(name)
+    if is_shards(name):
+        return open_shards(name)
     looks_like_path = name.startswith((".", "~")) or any(separator in name for separator in (os.sep, os.altsep) if separator)
     if looks_like_path or (name and os.path.exists(name)):
         return open_folder(name, on_bad_image)
@@ -44,7 +51,7 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise Misuse(
         f"data={printable(name)} is neither a known data set{hint} nor a path that exists:"
-        f" use one of {', '.join(SOURCES)}, or an existing folder of images"
+        f" use one of {', '.join(SOURCES)}, an existing folder of images, shards-{{000..127}}.tar, or {PREFIX}NAME (Hugging Face)"
     )
 
 
@@ -187,5 +194,6 @@ def _imagenette(name: str, size: str, folder: str) -> Source:
         names = Imagenette(str(data_root()), size=size, download=True).classes  # a tuple of synonyms per class, in the order of the folders
     classes = tuple(synonyms[0] for synonyms in names)
     source = open_folder(data_root() / folder)
-    test = None if source.test is None else replace(source.test, classes=classes)
-    return replace(source, name=name, train=replace(source.train, classes=classes), test=test)
+    train, test = (replace(images, classes=classes) if isinstance(images, Files) else None for images in (source.train, source.test))
+    assert train is not None
+    return replace(source, name=name, train=train, test=test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.journal import Journal
-from selfdistill.train.monitor import Monitor, test_errors
+from selfdistill.train.monitor import Clocked, Monitor, test_errors
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
 from selfdistill.views.draw import mix
 
@@ -62,7 +63,8 @@ def pretrain(
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
 
     if not resume:
-        out = fabric.broadcast(new_folder(out, f"{recipe.method}-{Path(recipe.data).name}"))
+        data = re.sub(r"[^\w.-]+", "-", Path(recipe.data).name).strip("-")  # hf:NAME and shards-{000..127}.tar are names too
+        out = fabric.broadcast(new_folder(out, f"{recipe.method}-{data}"))
         if fabric.is_global_zero:
             make_folder(out, recipe)
         fabric.barrier()
@@ -71,14 +73,14 @@ def pretrain(
     start = checkpoint.load(run.checkpoint, siamese, optimizer, fabric.device) if resume else 0
     keeper = checkpoint.Keeper(run.checkpoint, writes=fabric.is_global_zero)
     console = console or Console()
-    monitor = Monitor(recipe, source, Journal(out, start, total, console)) if fabric.is_global_zero else None
 
     def bad(path: Path, reason: str) -> None:
         if recipe.on_bad_image == "error":
             raise Misuse(f"{path}: {reason}. on_bad_image=skip trains on the others")
         console.print(f"left out: {path}: {reason}", soft_wrap=True, highlight=False, markup=False)
 
-    views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
+    views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
+    monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
     try:
         with _signals() as came, _denormals_flushed():
             if monitor and start == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train.journal import Journal
 from selfdistill.train.run import features_of, labelled
+from selfdistill.views.batch import Views
 
 BANK, QUERIES = 10_000, 2_000
 """images of the online kNN at most; evaluate uses all"""
@@ -28,12 +30,31 @@ SAMPLES = 2_048
 """projections that the collapse metrics look at: a rank of 2,048 needs as many, and the SVD costs a second at that"""
 
 
+class Clocked(Iterator[Views]):
+    """Views, and the seconds that they took: of a CPU the work, of a GPU what the loop waited."""
+
+    def __init__(self, views: Iterator[Views]):
+        self.views, self.seconds = views, 0.0
+
+    def __next__(self) -> Views:
+        started = time.perf_counter()
+        try:
+            return next(self.views)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def lap(self) -> float:
+        """The seconds since the last lap."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
 class Monitor:
     """Writes a line every `log_every` steps; at probes adds kNN on held-out images, where there are labels, the collapse metrics
     on the projections of the step just made, and the verdict, which is said aloud when it turns."""
 
-    def __init__(self, recipe: Recipe, source: Source, journal: Journal):
-        self.recipe, self.journal = recipe, journal
+    def __init__(self, recipe: Recipe, source: Source, journal: Journal, views: Clocked):
+        self.recipe, self.journal, self.views = recipe, journal, views
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
             bank, labels, test, targets = labelled(source)
@@ -63,7 +84,9 @@ class Monitor:
         if not (probing or now.step % self.recipe.log_every == 0 or now.step == 1):
             return
         row: dict[str, Any] = {"step": now.step, "epoch": round(now.epoch, 4), "loss": float(made.loss.detach()), "lr": lr}
-        row["images_per_second"] = round(self.steps * self.recipe.batch_size / (time.perf_counter() - self.logged), 1)
+        seconds = time.perf_counter() - self.logged
+        row["images_per_second"] = round(self.steps * self.recipe.batch_size / seconds, 1)
+        row["data_share"] = round(self.views.lap() / seconds, 4)
         if len(made.losses) > 1:
             row |= {f"loss_{name}": float(value.detach()) for name, value in made.losses.items()}
         row["output_std"] = metrics.output_std(made.z.cls.detach().flatten(0, 1))

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from selfdistill.data.images import Files, Images, Pixels, Source, select
+from selfdistill.data.images import Files, Images, Pixels, Source
 from selfdistill.data.loader import plain_batches
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Failure, Misuse
@@ -140,7 +140,7 @@ def _with_label(images: Images) -> tuple[Images, Tensor]:
     """Those that have one, and it: -1 is none."""
     assert images.labels is not None
     rows = (images.labels >= 0).nonzero()[:, 0]
-    return (images, images.labels) if len(rows) == len(images) else (select(images, rows), images.labels[rows])
+    return (images, images.labels) if len(rows) == len(images) else (images.pick(rows), images.labels[rows])
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Colour operations on float images [B, C, H, W] in [0, 1], one strength per image: torchvision's definitions, batched."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,12 +42,15 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
     r, g, b = x.unbind(1)  # [B, H, W]
     value = x.amax(1)
     chroma = value - x.amin(1)
-    safe = torch.where(chroma > 0, chroma, 1)
-    sector = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    sector = sector + 6 * shift[:, None, None]
+    inverse = chroma.clamp(min=1e-12).reciprocal_()  # of a grey pixel the sector is 0 or so, and chroma 0
+    sector = torch.where(
+        value == r, (g - b) * inverse, torch.where(value == g, (b - r).mul_(inverse).add_(2), (r - g).mul_(inverse).add_(4))
+    )
+    sector = sector.mul_(1 / 6).add_(shift[:, None, None])  # of the circle
     # HSV to RGB in closed form: channel n is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + sector) mod 6
-    k = (x.new_tensor([5.0, 3.0, 1.0])[:, None, None] + sector[:, None]).remainder(6)  # [B, 3, H, W]
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    k = x.new_tensor([5 / 6, 3 / 6, 1 / 6])[:, None, None] + sector[:, None]  # [B, 3, H, W]
+    k = k.sub_(k.floor()).mul_(6)  # 4 times faster than remainder
+    return torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma[:, None]).neg_().add_(value[:, None])
 
 
 def solarize(x: Tensor) -> Tensor:
@@ -55,21 +60,40 @@ def solarize(x: Tensor) -> Tensor:
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with reflected borders, sigma [B] in pixels; the kernel spans a tenth of the image (SimCLR App. A), 23 of 224.
 
-    Separable, so again two products with a matrix per image.
+    Separable: on a GPU and on small images two products with a matrix per image; else, where a CPU would spend its time on the
+    matrix's zeros, a sum of shifted images, cut at 4.5 sigma, beyond which lie 7e-6 of the weight (3 times faster at 224).
     """
     radius = max(1, x.shape[-1] // 20)
-    taps = torch.arange(-radius, radius + 1, device=x.device)
-    weight = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
-    weight = weight / weight.sum(1, keepdim=True)  # [B, k]
-    across = _band(weight, taps, x.shape[-1])
-    down = across if x.shape[-2] == x.shape[-1] else _band(weight, taps, x.shape[-2])
+    if x.device.type == "cpu" and radius > 2:
+        return torch.cat(
+            [_shifted(image, float(s), min(radius, math.ceil(4.5 * float(s)))) for image, s in zip(x.split(1), sigma, strict=True)]
+        )
+    across = blur_matrix(sigma, x.shape[-1])[:, None]
+    down = across if x.shape[-2] == x.shape[-1] else blur_matrix(sigma, x.shape[-2])[:, None]
     return down @ x @ across.mT
 
 
-def _band(weight: Tensor, taps: Tensor, n: int) -> Tensor:
-    """[B, 1, n, n]: the 1-d convolution with weight [B, k] as a matrix, borders reflected."""
-    where = F.pad(torch.arange(n, dtype=weight.dtype)[None], (-int(taps[0]), int(taps[-1])), mode="reflect")[0]
-    source = where.long().to(weight.device).unfold(0, len(taps), 1)  # [n, k]
+def blur_matrix(sigma: Tensor, n: int, chosen: Tensor | None = None) -> Tensor:
+    """[B, n, n]: the blur along an axis of n pixels as a matrix, borders reflected; the identity for images that are not `chosen` [B]."""
+    radius = max(1, n // 20)
+    taps = torch.arange(-radius, radius + 1, device=sigma.device)
+    weight = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
+    weight = weight / weight.sum(1, keepdim=True)  # [B, k]
+    if chosen is not None:
+        weight = torch.where(chosen[:, None], weight, (taps == 0).float())
+    where = F.pad(torch.arange(n, dtype=torch.float)[None], (radius, radius), mode="reflect")[0]
+    source = where.long().to(sigma.device).unfold(0, len(taps), 1)  # [n, k]
     band = weight.new_zeros(len(weight), n, n)
-    band.scatter_add_(2, source.expand(len(weight), -1, -1), weight[:, None].expand(-1, n, -1))
-    return band[:, None]
+    return band.scatter_add_(2, source.expand(len(weight), -1, -1), weight[:, None].expand(-1, n, -1))
+
+
+def _shifted(x: Tensor, sigma: float, reach: int) -> Tensor:
+    """The sum over taps, which are symmetric, first along rows, then along columns."""
+    weight = [math.exp(-0.5 * (n / sigma) ** 2) for n in range(reach + 1)]
+    total = weight[0] + 2 * sum(weight[1:])
+    for dim, pad in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
+        n, padded = x.shape[dim], F.pad(x, pad, mode="reflect")
+        x = padded.narrow(dim, reach, n) * (weight[0] / total)
+        for k in range(1, reach + 1):
+            x.add_(padded.narrow(dim, reach - k, n) + padded.narrow(dim, reach + k, n), alpha=weight[k] / total)
+    return x

@@ -46,20 +46,29 @@ def resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tens
     The triangle filter of Pillow and of torchvision's antialias=True: as wide as one output pixel, at least one input pixel.
     """
     scale = (length.float() / n_out)[:, None, None]
-    i = torch.arange(n_out, device=start.device)[None, :, None]
-    j = torch.arange(n_in, device=start.device)[None, None, :]
-    distance = (j + 0.5 - start[:, None, None] - (i + 0.5) * scale).abs() / scale.clamp(min=1)
-    inside = (j >= start[:, None, None]) & (j < (start + length)[:, None, None])
-    weight = (1 - distance).clamp(min=0) * inside
-    return weight / weight.sum(-1, keepdim=True)
+    start, end = start[:, None, None], (start + length)[:, None, None]
+    i, j = torch.arange(n_out, device=start.device)[None, :, None], torch.arange(n_in, device=start.device)[None, None, :]
+    inside = ((j >= start) & (j < end)).float()  # [B, 1, n_in]
+    centre = start - 0.5 + (i + 0.5) * scale  # [B, n_out, 1]
+    weight = (j - centre).abs_().div_(scale.clamp(min=1)).neg_().add_(1).clamp_(min=0).mul_(inside)  # [B, n_out, n_in]
+    return weight.div_(weight.sum(-1, keepdim=True))
 
 
-def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """uint8 images [B, C, H, W] and boxes [B, 4] to float crops [B, C, size, size] in [0, 1]."""
+def crop_and_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None, blur: Tensor | None = None) -> Tensor:
+    """uint8 images [B, C, H, W] and boxes [B, 4] to float crops [B, C, size, size] in [0, 1].
+
+    flip: [B], which are mirrored; blur: [B, size, size], a filter along rows and columns: both cost no pass over the pixels.
+    """
+    B, C, H, W = images.shape
     top, left, height, width = boxes.unbind(1)
-    rows = resize_weights(top, height, images.shape[2], size)[:, None]  # [B, 1, S, H]
-    columns = resize_weights(left, width, images.shape[3], size)[:, None]  # [B, 1, S, W]
-    return rows @ (images.float() / 255) @ columns.mT  # [B, C, S, S]
+    rows, columns = resize_weights(top, height, H, size), resize_weights(left, width, W, size)  # [B, S, H], [B, S, W]
+    if flip is not None:
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    if blur is not None:
+        rows, columns = blur @ rows, blur @ columns
+    x = images.transpose(1, 2).reshape(B, H, C * W).float()  # one product for all channels
+    x = (rows / 255) @ x  # [B, S, C W]
+    return (x.view(B, size * C, W) @ columns.mT).view(B, size, C, size).transpose(1, 2)  # [B, C, S, S]
 
 
 def rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, rows: int, columns: int) -> Tensor:

@@ -1,0 +1,133 @@
+"""WebDataset shards: tar files of images with their labels beside them, read at random by offset, never unpacked."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from selfdistill.data.folder import HELD_OUT, held_out_tenth
+from selfdistill.data.images import Encoded, Source
+from selfdistill.data.reading import Photo, extensions, open_photo, printable
+from selfdistill.errors import Misuse
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Slices(Encoded):
+    """Images as pieces of archives. where: int64 [N, 3], the archive, and the piece's first byte and length in it."""
+
+    archives: list[Path]
+    where: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def open(self, i: int) -> AbstractContextManager[Photo]:
+        archive, start, length = self.where[i].tolist()
+        with open(self.archives[archive], "rb") as file:
+            content = os.pread(file.fileno(), length, start)
+        return open_photo(Path(f"{self.archives[archive]}@{start}"), content)
+
+    def pick(self, rows: Tensor) -> Slices:
+        return replace(self, where=self.where[rows], labels=None if self.labels is None else self.labels[rows])
+
+
+@dataclass
+class _Part:
+    """What is known of the shards of one split."""
+
+    archives: list[Path] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    where: list[tuple[int, int, int]] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+
+
+def is_shards(data: str) -> bool:
+    """Whether `data` names tar files: one, a pattern of them (`*`, `{000..127}`), or a folder of them."""
+    return data.endswith(".tar") or (os.path.isdir(data) and bool(glob.glob(os.path.join(glob.escape(data), "*.tar"))))
+
+
+def open_shards(data: str) -> Source:
+    """The images in the tar files that `data` names (see `is_shards`), in the order of names.
+
+    A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer), the field `label` of
+    `KEY.json`, or the image's folder for its label. Shards whose name starts with test, val or validation are held out; without
+    any, a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
+    """
+    pattern = os.path.join(glob.escape(data), "*.tar") if os.path.isdir(data) else data
+    paths = sorted({Path(p) for expanded in _expanded(pattern) for p in glob.glob(expanded)})
+    if not paths:
+        raise Misuse(f"data={printable(data)}: no such tar file. A pattern is written shards-{{000..127}}.tar or 'shards-*.tar', in quotes")
+    parts = {True: _Part(), False: _Part()}
+    for path in paths:
+        part = parts[path.name.lower().startswith(HELD_OUT)]
+        for key, start, length, label in _samples(path):
+            part.where.append((len(part.archives), start, length))
+            part.keys.append(key)
+            part.labels.append(label)
+        part.archives.append(path)
+    train, held = parts[False], parts[True]
+    if not train.keys:
+        raise Misuse(f"data={printable(data)}: no images to train on in {len(paths)} tar files (shards named test or val are held out)")
+    named = {label for part in parts.values() for label in part.labels}
+    classes = () if None in named else tuple(sorted(map(str, named), key=lambda c: (c.isdecimal(), int(c) if c.isdecimal() else 0, c)))
+    images, test, notes = _slices(train, classes), _slices(held, classes) if held.keys else None, []
+    if classes and test is None:
+        test_rows, train_rows = held_out_tenth(train.keys, train.labels)
+        images, test = images.pick(train_rows), images.pick(test_rows)
+        notes.append(f"no shards named test or val: {len(test)} images, a tenth of each class, are held out for the probes")
+    return Source(printable(data), images, test, notes=(f"{len(train.keys)} images in {len(train.archives)} shards", *notes))
+
+
+def _slices(part: _Part, classes: tuple[str, ...]) -> Slices:
+    places = {name: place for place, name in enumerate(classes)}
+    labels = torch.tensor([places[str(label)] for label in part.labels]) if classes else None
+    return Slices(part.archives, torch.tensor(part.where, dtype=torch.int64).view(-1, 3), labels, classes)
+
+
+def _samples(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
+    """(key, first byte, length, label) of each image of a tar file."""
+    found: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:  # uncompressed only: others have no random access
+            for member in tar:
+                folder, name = os.path.split(member.name)
+                stem, _, ending = name.partition(".")
+                key = os.path.join(folder, stem)
+                if not member.isreg() or member.issparse() or stem == "":
+                    continue
+                if ending.lower() in ("cls", "json"):
+                    text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
+                    label = text.strip() if ending.lower() == "cls" else json.loads(text).get("label")
+                    if label is not None:
+                        labels[key] = str(label)
+                elif "." + ending.lower().rpartition(".")[2] in extensions():
+                    found[key] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError, AttributeError) as e:
+        raise Misuse(f"{printable(path)}: not an uncompressed tar file, or damaged ({e}): unpack it, or write it anew") from e
+    for key, (start, length) in found.items():
+        yield key, start, length, labels.get(key) or os.path.dirname(key) or None
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Braces with a range, {000..127}, or with words, {a,b}, written out."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if not braces:
+        return [pattern]
+    between = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+    words = [f"{n:0{len(between[1])}d}" for n in range(int(between[1]), int(between[2]) + 1)] if between else braces[1].split(",")
+    return [done for word in words for done in _expanded(pattern[: braces.start()] + word + pattern[braces.end() :])]

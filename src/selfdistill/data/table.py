@@ -1,0 +1,95 @@
+"""Hugging Face `datasets`: parquet files, a saved set or one of the hub, memory-mapped and read at random."""
+
+from __future__ import annotations
+
+import glob
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from selfdistill.data.folder import HELD_OUT, held_out_tenth
+from selfdistill.data.images import Encoded, Source
+from selfdistill.data.reading import Photo, open_photo, printable
+from selfdistill.errors import Failure, Misuse
+
+PREFIX = "hf:"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Rows(Encoded):
+    """Images as rows of a `datasets.Dataset`: table[rows[i]][column] is {bytes, path}."""
+
+    name: str
+    table: Any
+    column: str
+    rows: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open(self, i: int) -> AbstractContextManager[Photo]:
+        row = int(self.rows[i])
+        cell = self.table[row][self.column]
+        if cell["bytes"] is None:
+            return open_photo(Path(cell["path"]))
+        return open_photo(Path(f"{self.name}[{row}]"), cell["bytes"])
+
+    def pick(self, rows: Tensor) -> Rows:
+        return replace(self, rows=self.rows[rows], labels=None if self.labels is None else self.labels[rows])
+
+
+def open_table(data: str) -> Source:
+    """`hf:NAME` of the hub, or `hf:FOLDER` with parquet files or what `save_to_disk` wrote. The first column of images, and the first
+    of class labels if there is one. No code of a data set's own is run. Raises `Misuse`, or `Failure` when it cannot be loaded."""
+    name = data.removeprefix(PREFIX)
+    try:
+        import datasets
+    except ImportError as e:
+        raise Misuse(f"data={data} needs Hugging Face's datasets: pip install 'selfdistill[huggingface]'") from e
+    try:
+        loaded = _load(datasets, name)
+    except Exception as e:  # the hub's, Arrow's and the file system's errors share no class
+        raise Failure(f"data={data}: cannot be loaded: {' '.join(str(e).split())[:300]}") from e
+    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    train = splits.get("train", next(iter(splits.values())))
+    test = next((splits[s] for s in HELD_OUT if s in splits and splits[s] is not train), None)
+    images = _rows(datasets, name, train)
+    if test is not None:
+        return Source(data, images, _rows(datasets, name, test))
+    if images.labels is None:
+        return Source(data, images, notes=("no labels: no column of the set is a ClassLabel",))
+    test_rows, train_rows = held_out_tenth([str(i) for i in range(len(images))], images.labels.tolist())
+    note = f"no test split: {len(test_rows)} images, a tenth of each class, are held out for the probes"
+    return Source(data, images.pick(train_rows), images.pick(test_rows), notes=(note,))
+
+
+def _load(datasets: Any, name: str) -> Any:
+    if not os.path.isdir(name):
+        return datasets.load_dataset(name)
+    files = sorted(glob.glob(os.path.join(glob.escape(name), "**", "*.parquet"), recursive=True))
+    if not files:
+        return datasets.load_from_disk(name)
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        stem = os.path.basename(file).lower()
+        splits.setdefault(next((s for s in HELD_OUT if stem.startswith(s)), "train"), []).append(file)
+    return datasets.load_dataset("parquet", data_files=splits)
+
+
+def _rows(datasets: Any, name: str, table: Any) -> Rows:
+    kinds = table.features
+    column = next((c for c, kind in kinds.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise Misuse(f"data={PREFIX}{name}: no column of images; it has {', '.join(f'{c} ({type(k).__name__})' for c, k in kinds.items())}")
+    label = next((c for c, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)), None)
+    labels = None if label is None else torch.tensor([-1 if y is None else y for y in table[label]], dtype=torch.int64)
+    classes = () if label is None else tuple(printable(c) for c in kinds[label].names)
+    return Rows(name, table.cast_column(column, datasets.Image(decode=False)), column, torch.arange(len(table)), labels, classes)

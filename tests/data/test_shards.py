@@ -1,0 +1,165 @@
+"""Archives and tables as data: read at random, labelled, split, and refused by name."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import selfdistill as sd
+from selfdistill.data import BadImage, open_source
+from selfdistill.data.loader import micro_batches
+from selfdistill.data.pack import pack
+from selfdistill.data.shards import _expanded
+from selfdistill.errors import Failure, Misuse
+
+
+def jpeg(colour: int, size=(20, 12)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (colour, 0, 0)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def red(images, i: int) -> float:
+    with images.open(i) as photo:
+        return photo.pixels()[..., 0].mean()
+
+
+def test_samples_labels_and_splits(tmp_path):
+    for shard in range(3):
+        keys = range(10 * shard, 10 * shard + 10)
+        members = {f"{k:03d}.{end}": data for k in keys for end, data in (("jpg", jpeg(5 * k)), ("cls", f"{k % 3}\n".encode()))}
+        write(tmp_path / f"train-{shard}.tar", {**members, "readme.txt": b"no image"})
+    write(tmp_path / "val-0.tar", {"a.png": png(), "a.json": json.dumps({"label": 2}).encode()})
+    source = open_source(str(tmp_path))
+    assert (len(source.train), len(source.test)) == (30, 1)
+    assert source.train.classes == ("0", "1", "2")
+    assert torch.equal(source.train.labels, torch.arange(30) % 3)
+    assert source.test.labels.tolist() == [2]
+    assert [red(source.train, i) for i in (29, 0, 17)] == pytest.approx([145, 0, 85], abs=2)  # any order
+    assert red(source.train.pick(torch.tensor([8, 4])), 0) == pytest.approx(40, abs=2)
+    braces = open_source(f"{tmp_path}/train-{{0..1}}.tar")
+    assert len(braces.train) + len(braces.test) == 20
+    assert len(braces.test) == 3  # one of each class
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), "blue").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_folders_in_an_archive_are_classes_and_no_labels_are_none(tmp_path):
+    source = open_source(str(write(tmp_path / "a.tar", {f"{c}/{i}.jpg": jpeg(i) for c in ("cat", "dog") for i in range(5)})))
+    assert source.train.classes == ("cat", "dog")
+    assert len(source.test) == 2
+    bare = open_source(str(write(tmp_path / "b.tar", {f"{i}.jpg": jpeg(i) for i in range(5)})))
+    assert (bare.train.labels, bare.test, len(bare.train)) == (None, None, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: write(p / "a.tar", {"a.txt": b"x"}), "no images"),
+        (lambda p: write(p / "a.tar", {"a.jpg": jpeg(3)}, "w:gz"), "not an uncompressed tar"),
+        (lambda p: (p / "a.tar").write_bytes(b"\1" * 700), "not an uncompressed tar"),
+        (lambda p: write(p / "a.tar", {"a.jpg": jpeg(3), "a.json": b"[1, 2]"}), "damaged"),
+        (lambda p: write(p / "test-1.tar", {"a.jpg": jpeg(3)}).rename(p / "a.tar") and (p / "a.tar").unlink(), "no such tar"),
+    ],
+)
+def test_what_is_no_archive_of_images_is_refused(tmp_path, make, said):
+    make(tmp_path)
+    with pytest.raises(Misuse, match=said):
+        open_source(str(tmp_path / "a.tar"))
+
+
+def test_an_archive_that_was_cut_after_it_was_opened_is_a_bad_image(tmp_path):
+    source = open_source(str(write(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(3)})))
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:600])
+    with pytest.raises(BadImage, match=r"a\.tar@"), source.train.open(2):
+        pass
+
+
+def test_braces():
+    assert _expanded("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert _expanded("{x,y}-{1..2}") == ["x-1", "x-2", "y-1", "y-2"]
+    assert _expanded("plain") == ["plain"]
+
+
+def folder(root: Path, n: int = 12) -> Path:
+    rng = np.random.default_rng(0)
+    for c in ("cat", "dog"):
+        (root / c).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(root / c / f"{i}.png")
+    return root
+
+
+def test_pack_keeps_labels_and_splits_and_makes_small(tmp_path):
+    before = open_source(str(folder(tmp_path / "photos")))
+    (tmp_path / "photos" / "cat" / "0.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
+    said = []
+    assert pack(str(tmp_path / "photos"), tmp_path / "packed", side=30, report=said.append) == 24
+    after = open_source(str(tmp_path / "packed"))
+    assert (len(after.train), len(after.test), said) == (len(before.train), len(before.test), [])
+    assert after.train.classes == before.train.classes
+    assert torch.equal(after.train.labels, before.train.labels)
+    with after.train.open(0) as photo:
+        assert (photo.width, photo.height) == (45, 30)
+    with pytest.raises(Misuse, match="exists"):
+        pack(str(tmp_path / "photos"), tmp_path / "packed")
+    with pytest.raises(Misuse, match="memory"):
+        pack("digits", tmp_path / "other")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["shards", "parquet"])
+def test_a_run_on_them_is_a_run_on_the_folder(tmp_path, kind):
+    """The same images in the same order with the same draws: the same loss to the last bit, whatever they are read from."""
+    for split, n in (("train", 12), ("val", 2)):
+        names = sorted(folder(tmp_path / "photos" / split, n).rglob("*.png"))
+        if kind == "shards":
+            write(tmp_path / f"{split}-0.tar", {f"{p.parent.name}/{p.name}": p.read_bytes() for p in names})
+        else:
+            datasets = pytest.importorskip("datasets")
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+            rows = {"image": [{"bytes": p.read_bytes(), "path": None} for p in names], "label": [p.parent.name for p in names]}
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{split}.parquet"))
+    data = f"{tmp_path}/*.tar" if kind == "shards" else f"hf:{tmp_path}"
+    assert (len(open_source(data).train), len(open_source(data).test)) == (24, 4)
+    settings = ["epochs=1", "batch_size=8", "views.size=16", "encoder=resnet-small", "encoder.stem=3x3", "encoder.options={widths: [4]}"]
+    settings += ["projector.hidden=[8]", "projector.out=8", "predictor.hidden=[8]", "workers=2", "precision=fp32", "preset=none"]
+    runs = [sd.pretrain("simsiam", *settings, data=d, out=tmp_path / name) for name, d in (("a", tmp_path / "photos"), ("b", data))]
+    assert runs[0].metrics[-1]["loss"] == runs[1].metrics[-1]["loss"]
+    assert runs[0].summary["knn_top1"] == runs[1].summary["knn_top1"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_an_epoch_of_an_archive_without_overlap_or_loss(tmp_path, ranks):
+    source = open_source(str(write(tmp_path / "a.tar", {f"{i:02d}.jpg": jpeg(i) for i in range(32)})))
+    recipe = sd.METHODS["simsiam"].edit(["batch_size=8", "epochs=1"])
+    dealt = [torch.cat([ids for _, ids in micro_batches(recipe, len(source.train), 0, rank, ranks)]) for rank in range(ranks)]
+    assert sorted(torch.cat(dealt).tolist()) == list(range(32))
+
+
+def test_a_table_that_is_none_is_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(Misuse, match="no column of images"):
+        open_source(f"hf:{tmp_path}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Failure, match="cannot be loaded"):
+        open_source(f"hf:{tmp_path / 'empty'}")
