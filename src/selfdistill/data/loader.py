@@ -30,7 +30,7 @@ RESIDENT = 0.25
 """of a GPU's memory that a data set may take; a larger one stays in the machine's, a batch at a time"""
 
 SPARE = 2.0
-"""pixels, in each direction, to which a photograph is decoded for one of a crop: with 1, a box rounded to them is off by up to half of one"""
+"""pixels, in each direction, that a photograph is decoded to for one of a crop: with 1, a rounded box is off by up to half a pixel"""
 
 Report = Callable[[Path, str], None]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selfdistill.parts.contrast import InfoNCE, NTXent, PairList, Positive, Swapped
 from selfdistill.parts.schedule import Progress, Schedule
+from selfdistill.parts.soft_cross_entropy import soft_cross_entropy
 from selfdistill.parts.target import Softmax, Target
 from selfdistill.spec import Spec
 
@@ -109,7 +110,7 @@ class CrossEntropyLoss(nn.Module):
         loss = p.new_zeros(())
         for i in dict.fromkeys(i for i, _ in pairs):
             targets = [q[j] for k, j in pairs if k == i]
-            loss = loss - (sum(targets[1:], start=targets[0]) * (p[i] / self.temperature).log_softmax(-1)).sum(-1).mean()
+            loss = loss + soft_cross_entropy(p[i], sum(targets[1:], start=targets[0]), self.temperature).mean()
         return loss / len(pairs)
 
     def patches(self, p: Tensor, t: Tensor, masks: Tensor, progress: Progress) -> Tensor:
@@ -117,7 +118,7 @@ class CrossEntropyLoss(nn.Module):
         eq. 2 as its code has it)."""
         q = self.target(t, progress)  # [M, K]
         share = masks.to(p.dtype) / masks.sum((2, 3), keepdim=True).clamp(min=1)  # [G, B, h, w]
-        return -(share[masks] * (q * (p / self.temperature).log_softmax(-1)).sum(-1)).sum() / masks.shape[:2].numel()
+        return (share[masks] * soft_cross_entropy(p, q, self.temperature)).sum() / masks.shape[:2].numel()
 
     def update(self) -> None:
         self.target.update()
