@@ -66,6 +66,13 @@ def _summary(run: Run) -> None:
         beside = {"random init": s.get("knn_random_init"), "raw pixels": s.get("knn_raw_pixels")}
         others = ", ".join(f"{name} {value:.3f}" for name, value in beside.items() if value is not None)
         console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {s['output_std']:.2f}", soft_wrap=True)
+    if s.get("error_teacher") is not None:
+        r = run.recipe
+        console.print(
+            f"test error with {r.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}", soft_wrap=True
+        )
+        baseline = f"selfdistill pretrain {r.method} data={r.data} seed={r.seed} labelled_share=1 --without consistency"
+        console.print(f"from the same labels alone: {baseline}", soft_wrap=True, markup=False)
     console.print(f"run folder: {run.path}", soft_wrap=True)
 
 
