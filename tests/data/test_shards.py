@@ -70,6 +70,13 @@ def test_folders_in_an_archive_are_classes_and_no_labels_are_none(tmp_path):
     assert (bare.train.labels, bare.test, len(bare.train)) == (None, None, 5)
 
 
+def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder(tmp_path):
+    folder(tmp_path)
+    write(tmp_path / "backup.tar", {"a.jpg": jpeg(1)})
+    source = open_source(str(tmp_path))
+    assert (len(source.train) + len(source.test), source.train.classes) == (24, ("cat", "dog"))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -56,8 +56,12 @@ class _Part:
 
 
 def is_shards(data: str) -> bool:
-    """Whether `data` names tar files: one, a pattern of them (`*`, `{000..127}`), or a folder of them."""
-    return data.endswith(".tar") or (os.path.isdir(data) and bool(glob.glob(os.path.join(glob.escape(data), "*.tar"))))
+    """Whether `data` names tar files: one, a pattern of them (`*`, `{000..127}`), or a folder of them without folders or images."""
+    if not os.path.isdir(data):
+        return data.endswith(".tar")
+    with os.scandir(data) as entries:
+        kinds = {"/" if entry.is_dir() else os.path.splitext(entry.name)[1].lower() for entry in entries if not entry.name.startswith(".")}
+    return ".tar" in kinds and "/" not in kinds and not kinds & extensions()
 
 
 def open_shards(data: str) -> Source:
