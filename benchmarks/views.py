@@ -167,7 +167,7 @@ def torchvision_dino(paths: list[Path], colour: bool) -> Callable[[], None]:
     return run
 
 
-def our_dino(paths: list[Path], colour: str) -> Callable[[], None]:
+def our_dino(paths: list[Path], colour: str | None) -> Callable[[], None]:
     from selfdistill.data.images import Files
     from selfdistill.data.loader import _Crops
     from selfdistill.methods import METHODS
@@ -180,7 +180,7 @@ def our_dino(paths: list[Path], colour: str) -> Callable[[], None]:
         for ids in torch.arange(len(paths)).split(32):
             _, index, crops, _ = dataset.__getitems__([(0, i) for i in ids.tolist()])
             if colour:
-                views_of_crops([c.movedim(-1, 2) for c in crops], index, recipe.views, 2, 0, 0)
+                views_of_crops(crops, index, recipe.views, 2, 0, 0)
 
     return run
 
@@ -259,7 +259,7 @@ def main() -> None:
             crops = {
                 "lightly": partial(lightly_dino, paths),
                 "torchvision v2": partial(torchvision_dino, paths, False),
-                "ours": partial(our_dino, paths, ""),
+                "ours": partial(our_dino, paths, None),
                 "decode alone": partial(decode_alone, paths),
             }
             compare("B: JPEG to DINO's uint8 crops", crops, len(paths), **how)

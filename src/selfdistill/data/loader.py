@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
 from selfdistill.errors import Failure, Misuse
@@ -80,7 +80,7 @@ def _views(images: Images, recipe: Recipe, device: torch.device, report: Report,
             if path not in reported:
                 reported.add(path)
                 report(path, reason)
-        index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True).movedim(-1, 2) for c in cut]  # [B, V, C, S, S]
+        index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
         yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, epoch)
 
 
@@ -97,7 +97,7 @@ def plain_batches(images: Images, spec: Crops, device: torch.device, workers: in
         return
     todo = (list(range(i, min(i + size, len(images)))) for i in range(0, len(images), size))
     for chunk in _loader(_Squares(images, spec), todo, workers):
-        yield plain(chunk.to(device).movedim(-1, 1), spec)
+        yield plain(chunk.to(device), spec)
 
 
 def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixels:
@@ -105,7 +105,7 @@ def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixel
     if isinstance(images, Pixels):
         return images
     todo = (chunk.tolist() for chunk in torch.arange(len(images)).split(512))
-    return Pixels(torch.cat(list(_loader(_Squares(images, spec), todo, workers))).movedim(-1, 1), images.labels, images.classes)
+    return Pixels(torch.cat(list(_loader(_Squares(images, spec), todo, workers))), images.labels, images.classes)
 
 
 def with_labelled(batch: Tensor, labelled: Tensor, count: int, step: int, seed: int) -> Tensor:
@@ -148,7 +148,7 @@ Bad = list[tuple[Path, str]]
 
 
 class _Crops(Dataset[Any]):
-    """A batch of keys to uint8 crops [B, V, S, S, C] for each size, cut by the same draws that pixels in memory would use. An image is
+    """A batch of keys to uint8 crops [B, V, C, S, S] for each size, cut by the same draws that pixels in memory would use. An image is
     decoded once, at the smallest scale that leaves every crop twice its size, and each crop is resized as torchvision does (antialiased
     bilinear, for uint8)."""
 
@@ -160,7 +160,7 @@ class _Crops(Dataset[Any]):
         """(epoch, index [B], crops of each size, files that another had to stand in for)."""
         bad: Bad = []
         index = torch.tensor([i for _, i in keys])
-        crops = [_shared(len(keys), len(views), views[0][1], views[0][1], 3) for views in self.sizes]
+        crops = [_memory(len(keys), len(views), 3, views[0][1], views[0][1]) for views in self.sizes]
         todo = torch.arange(len(keys))
         for _ in range(min(SUBSTITUTES, len(self.images))):
             todo = self._cut(keys[0][0], index, todo, crops, bad)
@@ -200,13 +200,13 @@ class _Crops(Dataset[Any]):
 
 
 class _Squares(Dataset[Any]):
-    """Indices to central squares, uint8 [B, S, S, C]; an unreadable file is mean grey."""
+    """Indices to central squares, uint8 [B, C, S, S]; an unreadable file is mean grey."""
 
     def __init__(self, images: Encoded, spec: Crops):
         self.images, self.spec = images, spec
 
     def __getitems__(self, index: list[int]) -> Tensor:
-        squares = _shared(len(index), self.spec.size, self.spec.size, 3)
+        squares = _memory(len(index), 3, self.spec.size, self.spec.size)
         for square, i in zip(squares, index, strict=True):
             try:
                 with self.images.open(i) as photo:
@@ -221,16 +221,18 @@ class _Squares(Dataset[Any]):
 
 
 def _resize(pixels: np.ndarray, box: list[int], scale: float, out: Tensor) -> None:
-    """`box` (top, left, height, width, in pixels of the whole image) of an image decoded at `scale`, into out [S, S, C]."""
+    """`box` (top, left, height, width, in pixels of the whole image) of an image decoded at `scale`, into out [C, S, S]."""
     top, left, height, width = (round(n * scale) for n in box)
     top, left = min(top, pixels.shape[0] - 1), min(left, pixels.shape[1] - 1)
-    part = torch.from_numpy(pixels)[top : top + max(1, height), left : left + max(1, width)]
-    out.copy_(F.interpolate(part.permute(2, 0, 1)[None], out.shape[:2], mode="bilinear", antialias=True)[0].permute(1, 2, 0))
+    part = pixels[top : top + max(1, height), left : left + max(1, width)]
+    image = torch.from_numpy(part).permute(2, 0, 1)[None]
+    out.copy_(F.interpolate(image, out.shape[1:], mode="bilinear", antialias=True)[0])
 
 
-def _shared(*shape: int) -> Tensor:
-    """uint8 memory that a worker hands over without a copy."""
-    return torch.empty(shape, dtype=torch.uint8).share_memory_()
+def _memory(*shape: int) -> Tensor:
+    """uint8 memory, which a worker hands over without a copy."""
+    empty = torch.empty(shape, dtype=torch.uint8)
+    return empty.share_memory_() if get_worker_info() else empty
 
 
 def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str) -> Iterator[Any]:

@@ -77,7 +77,7 @@ class Photo:
             self._file.seek(0)
         width, height = self._image.size
         self._image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        return np.asarray(_upright_rgb(self._image))
+        return np.array(_upright_rgb(self._image))  # a copy: Pillow's own is not writable
 
 
 @contextmanager

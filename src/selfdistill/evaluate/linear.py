@@ -45,25 +45,27 @@ def linear_accuracy(
 
 
 Layers = tuple[Tensor, Tensor]
-"""weight [R, F, C] and bias [R, 1, C] of R classifiers"""
+"""weight [F, R, C] and bias [R, C] of R classifiers"""
 
 
 def train_linear(
     x: Tensor, labels: Tensor, classes: int, rates: tuple[float, ...], epochs: int = 100, batch_size: int = 256, seed: int = 0
 ) -> Layers:
     """A classifier for each learning rate, in one pass over `x` [N, F]: their losses are added, their gradients do not meet."""
-    W, b = x.new_zeros(len(rates), x.shape[1], classes), x.new_zeros(len(rates), 1, classes)
+    W, b = x.new_zeros(x.shape[1], len(rates), classes), x.new_zeros(len(rates), classes)
     velocity = [torch.zeros_like(W), torch.zeros_like(b)]
-    lr = x.new_tensor(rates)[:, None, None] * min(batch_size, len(x)) / 256
+    lr = x.new_tensor(rates)[:, None] * min(batch_size, len(x)) / 256
+    truth = F.one_hot(labels, classes).to(x.dtype)
     steps = -(-len(x) // batch_size)
     for step in range(epochs * steps):
         if step % steps == 0:
             order = permutation(seed, step // steps, len(x))
         rows = order[step % steps * batch_size :][:batch_size]
-        q = (x[rows] @ W + b).softmax(-1)  # [R, n, C]
-        error = (q - F.one_hot(labels[rows], classes)) / len(rows)  # the gradient of the cross-entropy
+        q = _logits(x[rows], (W, b)).softmax(-1)  # [n, R, C]
+        error = (q - truth[rows][:, None]) / len(rows)  # the gradient of the cross-entropy
         decayed = lr * (1 + math.cos(math.pi * step / (epochs * steps))) / 2
-        for parameter, v, grad in zip((W, b), velocity, (x[rows].T @ error, error.sum(1, keepdim=True)), strict=True):
+        grads = ((x[rows].T @ error.flatten(1)).view_as(W), error.sum(0))
+        for parameter, v, grad in zip((W, b), velocity, grads, strict=True):
             v.mul_(0.9).add_(grad)
             parameter.sub_(decayed * v)
     return W, b
@@ -71,5 +73,10 @@ def train_linear(
 
 def predict(x: Tensor, layers: Layers) -> Tensor:
     """[R, N] int64, the labels that each classifier gives `x` [N, F]."""
+    return _logits(x, layers).argmax(-1).T
+
+
+def _logits(x: Tensor, layers: Layers) -> Tensor:
+    """[N, R, C]: one product for all classifiers."""
     W, b = layers
-    return torch.stack([(x @ w + c).argmax(1) for w, c in zip(W, b, strict=True)])
+    return (x @ W.flatten(1)).unflatten(1, b.shape) + b

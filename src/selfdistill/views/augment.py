@@ -67,11 +67,12 @@ def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Tens
 def finish(crops: Tensor, u: Tensor, how: Augment, spec: Crops, out: Tensor, blurred: bool = False) -> None:
     """Crops [B, C, S, S], uint8 or float in [0, 1], into `out`: jitter, grey, blur unless it is done, solarise, normalise, erase."""
     n = max(1, CACHE // (4 * crops[0].numel())) if crops.device.type == "cpu" else len(crops)
-    of_colours = _colour_map(crops, u, how) if spec.colour == "folded" else ()
-    for x, part, into, *colours in zip(*(of.split(n) for of in (crops, u, out, *of_colours)), strict=True):
-        x = x if x.is_floating_point() else x.contiguous().float() / 255
+    colours = _colour_map(crops, u, how, n) if spec.colour == "folded" else None
+    for i in range(0, len(crops), n):
+        x, part = crops[i : i + n].contiguous(), u[i : i + n]
+        x = x if x.is_floating_point() else x.float() / 255
         if colours:
-            x = torch.baddbmm(colours[1], colours[0], x.flatten(2)).clamp_(0, 1).view(x.shape)
+            x = torch.baddbmm(colours[1][i : i + n], colours[0][i : i + n], x.flatten(2)).clamp_(0, 1).view(x.shape)
         else:
             x = _jitter(x, part, how)
             if x.shape[1] == 3:
@@ -79,7 +80,7 @@ def finish(crops: Tensor, u: Tensor, how: Augment, spec: Crops, out: Tensor, blu
         if not blurred:
             x = _some(x, part[:, BLUR] < how.blur, color.blur, _sigma(part, how))
         x = _some(x, part[:, SOLARIZE] < how.solarize, color.solarize)
-        into.copy_(_erase(normalize(x, spec), part[:, ERASE], how.erase))
+        out[i : i + n] = _erase(normalize(x, spec), part[:, ERASE], how.erase)
 
 
 def _sigma(u: Tensor, how: Augment) -> Tensor:
@@ -89,7 +90,8 @@ def _sigma(u: Tensor, how: Augment) -> Tensor:
 
 def normalize(x: Tensor, spec: Crops) -> Tensor:
     """Float images [B, C, H, W] in [0, 1] to what the encoder sees."""
-    return (x - x.new_tensor(spec.mean)[:, None, None]) / x.new_tensor(spec.std)[:, None, None]
+    mean, std = (x.new_tensor(of)[:, None, None] for of in (spec.mean, spec.std))
+    return torch.addcmul(-mean / std, x, 1 / std)
 
 
 def _some(x: Tensor, chosen: Tensor, f: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
@@ -125,9 +127,10 @@ def _jitter(x: Tensor, u: Tensor, how: Augment) -> Tensor:
     return x
 
 
-def _colour_map(crops: Tensor, u: Tensor, how: Augment) -> tuple[Tensor, Tensor]:
-    """The same draws, and grey, as one affine map of the colours of each image."""
-    mean = crops.mean((2, 3)) if crops.is_floating_point() else crops.float().mean((2, 3)) / 255
+def _colour_map(crops: Tensor, u: Tensor, how: Augment, n: int) -> tuple[Tensor, Tensor]:
+    """The same draws, and grey, as one affine map of the colours of each image; n images are looked at together."""
+    scale = 1 if crops.is_floating_point() else 255
+    mean = torch.cat([x.float().mean((2, 3)) for x in crops.split(n)]) / scale  # [B, C]
     return colour_map(mean, *_jitters(u, how, crops.shape[1]), u[:, GREY] < how.grey)
 
 
