@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from selfdistill.ablate import em
+from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
@@ -105,7 +106,7 @@ def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str],
     if out is None:
         raise Misuse("--resume continues a run folder: name it with --out")
     run = Run(Path(out), module, source)
-    changed = diff(run.recipe, run.recipe.edit([*asked, *edits(run.recipe.edit(asked), without)] if without else asked))
+    changed = diff(run.recipe, run.recipe.edit([*asked, *settings_of(without)]))
     if changed:
         path, was, now = changed[0]
         raise Misuse(f"--resume with {path}={now}: the run was made with {path}={was} and goes on as it was; leave the setting out")

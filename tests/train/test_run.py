@@ -201,3 +201,11 @@ def test_a_run_leaves_the_process_as_it_was(tiny_source, tmp_path):
     sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **{**TINY, "epochs": 1})
     assert float(torch.tensor(5e-324, dtype=torch.float64) * 1) > 0
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_resume_may_name_what_the_run_was_made_without(tiny_source, tmp_path):
+    made = {"data": tiny_source, "out": tmp_path / "run"}
+    sd.pretrain("simsiam", **made, without=["stop-gradient"], **TINY)
+    assert sd.pretrain("simsiam", **made, without=["stop-gradient"], resume=True).recipe.stop_gradient is False
+    with pytest.raises(sd.Misuse, match="predictor"):
+        sd.pretrain("simsiam", **made, without=["predictor"], resume=True)

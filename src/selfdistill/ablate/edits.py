@@ -39,13 +39,17 @@ EDITS: dict[str, Edit] = {
 }
 
 
-def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """The settings that take the named ingredients out. Raises `Misuse` for an unknown name, or one that is not there."""
-    settings: list[str] = []
+def settings_of(names: Sequence[str]) -> list[str]:
+    """The settings that take the named ingredients out. Raises `Misuse` for an unknown name."""
     for name in names:
         if name not in EDITS:
             raise Misuse(f"--without {name}: allowed: {', '.join(EDITS)}.{did_you_mean(name, EDITS)}")
-        settings.append(EDITS[name].setting)
+    return [EDITS[name].setting for name in names]
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """The same, of a recipe that has them. Raises `Misuse` for an ingredient that is not there as well."""
+    settings = settings_of(names)
     differing = [path for path, _, _ in diff(recipe, recipe.edit(settings))]
     values = dict(leaves(recipe))
     for name in names:
