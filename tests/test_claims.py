@@ -1,5 +1,7 @@
 """What a user is promised, on scikit-learn's digits with the preset's own settings, shortened; margins are several times the spread."""
 
+import math
+
 import pytest
 
 import selfdistill as sd
@@ -22,3 +24,15 @@ def test_without_stop_gradient_both_branches_go_to_a_constant(method, without, t
     assert run.summary["output_std"] < 0.2
     assert run.summary["verdict"] == "collapsed"
     assert "stop_gradient=true" in run.summary["because"]
+
+
+@pytest.mark.parametrize(
+    ("without", "state", "low", "high", "advice"),
+    [("centring", "dominated-target", 0.0, 0.6, "Centre the targets"), ("sharpening", "uniform-target", 0.985, 1.0, "Sharpen")],
+)
+def test_dino_has_two_collapses(without, state, low, high, advice, tmp_path):
+    """DINO Fig. 7: without centring the targets' entropy goes to 0, without sharpening to ln K; an eighth of the preset's epochs."""
+    run = sd.pretrain("dino", data="digits", epochs=15, without=[without], out=tmp_path / "run")
+    assert run.summary["verdict"] == state
+    assert low <= run.summary["target_entropy"] / math.log(1024) <= high
+    assert advice in run.summary["because"]

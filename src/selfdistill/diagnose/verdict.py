@@ -45,8 +45,10 @@ def judge(metrics: Mapping[str, float], recipe: Recipe) -> Verdict:
         if h > UNIFORM * most and std < VARIED_STD:
             evidence = f"the targets' entropy is {h:.2f} of ln K = {most:.2f}, loss {loss:.2f}: every output is alike."
             return Verdict("uniform-target", evidence, "Sharpen: a lower target temperature than the student's (DINO Fig. 7).")
-        if usage < DOMINATED * most:
-            evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}: one output dominates."
+        collapsing = std < COLLAPSED_STD and usage < UNIFORM * most and recipe.stop_gradient  # on its way: the entropy falls for long
+        if usage < DOMINATED * most or collapsing:
+            few = f"{max(1, round(math.exp(usage)))} of {metrics['target_outputs']:.0f} outputs dominate"
+            evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}."
             advice = "Centre the targets (target=centre with momentum=0.9) or use target=sinkhorn (DINO Fig. 7)."
             return Verdict("dominated-target", evidence, advice)
     if std < COLLAPSED_STD:
