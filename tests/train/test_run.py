@@ -41,7 +41,7 @@ def test_the_folder_holds_what_the_contract_names(tiny_run):
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == list(range(7))
     for row in rows[1:]:
-        assert {"step", "epoch", "loss", "lr", "images_per_second", "output_std"} <= row.keys()
+        assert {"step", "epoch", "loss", "lr", "images_per_second", "data_share", "output_std"} <= row.keys()
     probe = {"knn_top1", "output_std", "effective_rank", "alignment", "uniformity", "target_entropy", "verdict"}
     assert probe <= rows[-1].keys()
     summary = json.loads((path / "summary.json").read_text())
@@ -103,7 +103,7 @@ def test_resume_continues_bit_for_bit(method, tiny, tiny_source, tmp_path, monke
     (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # a line that the kill cut
     resumed = sd.pretrain(method, data=tiny_source, out=tmp_path / "cut", resume=True)
     assert same(weights(whole), weights(resumed))
-    volatile = ("images_per_second", "wall_seconds")
+    volatile = ("images_per_second", "wall_seconds", "data_share")
     assert [{k: v for k, v in r.items() if k not in volatile} for r in whole.metrics] == [
         {k: v for k, v in r.items() if k not in volatile} for r in resumed.metrics
     ]
