@@ -28,6 +28,8 @@ def block_masks(spec: BlockMasks, size: int, ids: Tensor, view: int, seed: int, 
     least, narrow = float((n // 3) ** 2), math.log(spec.aspect)
     for area, shape, top, left in u[:, 2:].unflatten(1, (PROPOSALS, 4)).permute(1, 2, 0):
         room = goal - mask.sum((1, 2))
+        if mask.device.type == "cpu" and not ((room > 0) & (failed < TRIES)).any():
+            break  # on a GPU to ask would cost more than to go on
         area = least + (room - least) * area
         shape = torch.exp(narrow * (2 * shape - 1))
         h, w = (area.clamp(min=0) * shape).sqrt().round(), (area.clamp(min=0) / shape).sqrt().round()
