@@ -144,7 +144,7 @@ PRESETS: dict[str, Preset] = {
                     *DIGITS_VIT,
                     ("lr.base=0.016", "0.004 a step, as DINO's"),
                     ("batch_size=64", "22 steps an epoch: masked views take longer to learn from"),
-                    ("epochs=130", "2,860 steps"),
+                    ("epochs=130", "2,860 steps; after 100 epochs kNN is 0.90 to 0.94, after 130 0.93 to 0.95"),
                     ("views.masks.patch=2", "the encoder's"),
                     ("views.masks.ratio=[0.1, 0.3]", "half a digit hidden may be another digit"),
                     ("terms.patches.weight.base=0.3", "a patch of 2 x 2 says little: at 1, kNN is 0.1 lower after 100 epochs"),
