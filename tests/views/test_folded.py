@@ -50,7 +50,7 @@ def test_how_far_it_is_off_on_photographs(changed, mean, tail):
 @given(share=st.floats(-0.1, 0.1), seed=st.integers(0, 1000))
 def test_hue_turns_the_way_of_hsv_and_keeps_luma(share, seed):
     g = torch.Generator().manual_seed(seed)
-    x = 0.5 + 0.2 * (torch.rand(1, 3, 6, 6, generator=g) - 0.5)
+    x = 0.5 + 0.2 * (torch.rand(1, 3, 32, 32, generator=g) - 0.5)
     matrix, offset = colour_map(x.mean((2, 3)), torch.tensor([[3]]), torch.tensor([[0.0, 0.0, 0.0, share]]), torch.tensor([False]))
     turned = (matrix @ x.flatten(2) + offset).view_as(x)
     luma = torch.tensor([0.299, 0.587, 0.114])
@@ -69,7 +69,8 @@ def test_a_flip_in_the_crop_is_a_flip_of_the_crop():
 
 def test_crops_of_workers_are_folded_as_pixels_are():
     images, ids = torch.randint(110, 140, (40, 3, 24, 24), dtype=torch.uint8), torch.arange(40)
-    whole = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), hue=0.05)
+    weak = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.05}  # nothing is clamped, before the blur or after
+    whole = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), **weak)
     spec = Crops(size=24, mean=(0.0,), std=(1.0,), colour="folded", augment=whole)
     pixels, crops = views_of_pixels(images, ids, spec, 1, 3, 1), views_of_crops([images[:, None]], ids, spec, 1, 3, 1)
     torch.testing.assert_close(pixels.crops[0], crops.crops[0], atol=1e-4, rtol=0)
