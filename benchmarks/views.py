@@ -34,9 +34,9 @@ def photos() -> list[Image.Image]:
 
 def jpegs(folder: Path, n: int) -> list[Path]:
     """n files of 500 x 375, quality 90, each a crop of its own of a photograph."""
-    rng, paths = np.random.default_rng(0), []
+    rng, taken, paths = np.random.default_rng(0), photos(), []
     for i in range(n):
-        photo = photos()[i % 3]
+        photo = taken[i % 3]
         left, top = rng.integers(0, 60, 2)
         paths.append(folder / f"{i}.jpg")
         photo.crop((left, top, left + 420, top + 315)).resize((500, 375), Image.Resampling.LANCZOS).save(paths[-1], quality=90)
@@ -45,10 +45,10 @@ def jpegs(folder: Path, n: int) -> list[Path]:
 
 def small(n: int) -> np.ndarray:
     """uint8 [n, 32, 32, 3]."""
-    rng, cut = np.random.default_rng(0), []
+    rng, taken, cut = np.random.default_rng(0), photos(), []
     for i in range(n):
         left, top = rng.integers(0, 300, 2)
-        cut.append(np.asarray(photos()[i % 3].crop((left, top, left + 64, top + 64)).resize((32, 32))))
+        cut.append(np.asarray(taken[i % 3].crop((left, top, left + 64, top + 64)).resize((32, 32))))
     return np.stack(cut)
 
 

@@ -92,8 +92,8 @@ def alternate(
     clusters: of k-means, on raw pixels; as many as the data has classes, or 10.
     """
     recipe, source, _ = resolve(METHODS["simsiam"], changes)
-    recipe = recipe.edit([*em.ALTERNATION, *(c for c in changes if not c.startswith("data="))])
-    pixels = in_memory(spread(source.train, images)[0], recipe.views, recipe.workers)
+    recipe = recipe.edit([*em.ALTERNATION, *changes])
+    pixels = in_memory(spread(source.train, images), recipe.views, recipe.workers)
     centres = (len(pixels.classes) or 10) if clusters is None else clusters
     return zip(
         em.kmeans(pixels.pixels.flatten(1).float() / 255, centres, rounds, recipe.seed),

@@ -96,6 +96,12 @@ GREY28_VIT: Changes = (
     (f"encoder.options={{patch_size: 7, depth: 4, embed_dim: 128, num_heads: 4, {XAVIER}}}", "16 patches of 7 x 7; init on Xavier's scale"),
     ("lr.base=0.004", "a short run"),
 )
+FEW_PHOTOS_VIT: Changes = (
+    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("views.locals={count: 4, size: 64}", "half the cost"),
+    ("projector.out=4096", "K: few images"),
+    TAU,
+)
 COLOR32_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     ("encoder.options={patch_size: 4}", "64 patches of 4 x 4"),
@@ -247,18 +253,8 @@ PRESETS: dict[str, Preset] = {
             "simclr": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.temperature=0.2", "batches of 64")),
             "moco": (TAU, ("terms.views.loss.queue=512", "fewer keys than images")),
             "swav": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.prototypes=60", "batches of 64")),
-            "dino": (
-                ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-                ("views.locals={count: 4, size: 64}", "half the cost"),
-                ("projector.out=4096", "K: few images"),
-                TAU,
-            ),
-            "ibot": (
-                ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-                ("views.locals={count: 4, size: 64}", "half the cost"),
-                ("projector.out=4096", "K: few images"),
-                TAU,
-            ),
+            "dino": FEW_PHOTOS_VIT,
+            "ibot": FEW_PHOTOS_VIT,
         },
     ),
 }

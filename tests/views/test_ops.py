@@ -18,9 +18,9 @@ from selfdistill.views.spec import Augment, Crops
 
 LEVEL = 1 / 255
 OPS = [
-    (color.brightness, tv.adjust_brightness, 0.0, 2.0),
-    (color.contrast, tv.adjust_contrast, 0.0, 2.0),
-    (color.saturation, tv.adjust_saturation, 0.0, 2.0),
+    (lambda x, f: color.blend(x, f, 0 * f, 0 * f), tv.adjust_brightness, 0.0, 2.0),
+    (lambda x, f: color.blend(x, f, torch.ones_like(f), 0 * f), tv.adjust_contrast, 0.0, 2.0),
+    (lambda x, f: color.blend(x, f, 0 * f, torch.ones_like(f)), tv.adjust_saturation, 0.0, 2.0),
     (color.hue, tv.adjust_hue, -0.5, 0.5),
 ]
 

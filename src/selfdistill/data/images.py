@@ -40,7 +40,7 @@ class Pixels:
 
     def pick(self, rows: Tensor) -> Pixels:
         """The images at the places `rows` [n]."""
-        return Pixels(self.pixels[rows], _picked(self.labels, rows), self.classes)
+        return Pixels(self.pixels[rows], picked(self.labels, rows), self.classes)
 
 
 class Encoded(ABC):
@@ -50,6 +50,9 @@ class Encoded(ABC):
     labels: Tensor | None
     classes: tuple[str, ...]
     channels = 3
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, self.classes, len(self))
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -72,9 +75,6 @@ class Files(Encoded):
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check_labels(self.labels, self.classes, len(self))
-
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -82,16 +82,15 @@ class Files(Encoded):
         return open_photo(self.paths[i])
 
     def pick(self, rows: Tensor) -> Files:
-        return replace(self, paths=[self.paths[i] for i in rows], labels=_picked(self.labels, rows))
+        return replace(self, paths=[self.paths[i] for i in rows], labels=picked(self.labels, rows))
 
 
 Images: TypeAlias = Pixels | Encoded
 
 
-def spread(images: Images, n: int) -> tuple[Images, Tensor]:
-    """n of the images and their places, spread evenly: many sets are sorted by class."""
-    rows = torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()
-    return (images if len(rows) == len(images) else images.pick(rows)), rows
+def spread(images: Images, n: int) -> Images:
+    """n of the images, spread evenly: many sets are sorted by class."""
+    return images if len(images) <= n else images.pick(torch.linspace(0, len(images) - 1, n).round().long())
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +106,8 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def _picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+def picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The labels of the images at the places `rows` [n], where there are any."""
     return None if labels is None else labels[rows]
 
 

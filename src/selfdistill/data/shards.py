@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.data.folder import HELD_OUT, held_out_tenth
-from selfdistill.data.images import Encoded, Source
+from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import Photo, extensions, open_photo, printable
 from selfdistill.errors import Misuse
 
@@ -42,7 +42,7 @@ class Slices(Encoded):
         return open_photo(Path(f"{self.archives[archive]}@{start}"), content)
 
     def pick(self, rows: Tensor) -> Slices:
-        return replace(self, where=self.where[rows], labels=None if self.labels is None else self.labels[rows])
+        return replace(self, where=self.where[rows], labels=picked(self.labels, rows))
 
 
 @dataclass
@@ -59,9 +59,14 @@ def is_shards(data: str) -> bool:
     """Whether `data` names tar files: one, a pattern of them (`*`, `{000..127}`), or a folder of them without folders or images."""
     if not os.path.isdir(data):
         return data.endswith(".tar")
+    found = False
     with os.scandir(data) as entries:
-        kinds = {"/" if entry.is_dir() else os.path.splitext(entry.name)[1].lower() for entry in entries if not entry.name.startswith(".")}
-    return ".tar" in kinds and "/" not in kinds and not kinds & extensions()
+        for entry in (e for e in entries if not e.name.startswith(".")):
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending in extensions() or entry.is_dir():
+                return False  # at the first: a folder may hold a million
+            found |= ending == ".tar"
+    return found
 
 
 def open_shards(data: str) -> Source:

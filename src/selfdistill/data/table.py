@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.data.folder import HELD_OUT, held_out_tenth
-from selfdistill.data.images import Encoded, Source
+from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import Photo, open_photo, printable
 from selfdistill.errors import Failure, Misuse
 
@@ -43,7 +43,7 @@ class Rows(Encoded):
         return open_photo(Path(f"{self.name}[{row}]"), cell["bytes"])
 
     def pick(self, rows: Tensor) -> Rows:
-        return replace(self, rows=self.rows[rows], labels=None if self.labels is None else self.labels[rows])
+        return replace(self, rows=self.rows[rows], labels=picked(self.labels, rows))
 
 
 def open_table(data: str) -> Source:
@@ -53,7 +53,7 @@ def open_table(data: str) -> Source:
     try:
         import datasets
     except ImportError as e:
-        raise Misuse(f"data={data} needs Hugging Face's datasets: pip install 'selfdistill[huggingface]'") from e
+        raise Misuse(f"data={data} needs Hugging Face's datasets: pip install datasets") from e
     try:
         loaded = _load(datasets, name)
     except Exception as e:  # the hub's, Arrow's and the file system's errors share no class

@@ -144,7 +144,7 @@ def _restem(net: Any, spec: Encoder) -> nn.Module:
 
 
 def _unfused(net: Any) -> nn.Module:
-    """On a CPU attention by three products: PyTorch's fused backward pass in bf16 is 2 to 9 times slower (197 and 17 tokens)."""
+    """On a CPU attention by three products: PyTorch's fused kernel is 2.5 to 9 times slower in bf16 (197 and 17 tokens)."""
     for module in net.modules():
         if hasattr(module, "fused_attn") and not torch.cuda.is_available():  # timm's attentions share no class
             module.fused_attn = False

@@ -57,9 +57,11 @@ class Monitor:
         self.recipe, self.journal, self.views = recipe, journal, views
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
-            bank, labels, test, targets = labelled(source)
-            (bank, rows), (test, places) = spread(bank, BANK), spread(test, QUERIES)
-            self.sets = (bank, labels[rows], test, targets[places])
+            bank, _, test, _ = labelled(source)
+            bank, test = spread(bank, BANK), spread(test, QUERIES)
+            assert bank.labels is not None
+            assert test.labels is not None
+            self.sets = (bank, bank.labels, test, test.labels)
         except Misuse:
             pass
         # An image trained costs a forward and a backward pass, three forwards, for each view; an image probed costs one a network.
