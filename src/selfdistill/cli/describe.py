@@ -1,0 +1,102 @@
+"""Commands that describe: methods, show, diff, doctor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from selfdistill.cli.app import Settings, app, console
+
+if TYPE_CHECKING:
+    from selfdistill.api import Recipe
+
+# Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and what fills their slots."""
+    from selfdistill import api
+
+    rows = {name: _slots(recipe) for name, recipe in api.METHODS.items()}
+    table = Table("method", *rows["simsiam"], show_lines=True)
+    table.columns[0].no_wrap = True
+    for name, slots in rows.items():
+        table.add_row(name, *slots.values())
+    console.print(table)
+
+
+def _slots(r: Recipe) -> dict[str, str]:
+    """What fills each slot, in a few words: the design's table, read off the recipe."""
+    g, h, teacher, views = r.projector, r.predictor, r.teacher, r.views
+    locals_ = f" + {views.locals.count} local" if views.locals else ""
+    losses = [
+        f"{name}: {term.loss.kind}" + (f", {term.loss.target.kind}" if term.loss.kind == "cross-entropy" else "")
+        for name, term in r.terms.items()
+    ]
+    return {
+        "views": f"{r.global_views} crops{locals_}" + (", asymmetric" if views.second else "") + (", masks" if views.masks else ""),
+        "projector": f"{g.kind} {'-'.join(map(str, (*g.hidden, g.out)))}" if g else "none",
+        "predictor": f"{h.kind} {'-'.join(map(str, h.hidden))}" if h and h.kind == "mlp" else h.kind if h else "none",
+        "teacher": f"ema {teacher.tau.base:g}" + (f" to {teacher.tau.end:g}" if teacher.tau.end else "")
+        if teacher.kind == "ema"
+        else teacher.kind,
+        "stop-gradient": "yes" if r.stop_gradient else "no",
+        "loss": "; ".join(losses),
+        "pairs": "; ".join(term.pairs if term.on == "cls" else "same view" for term in r.terms.values()),
+    }
+
+
+@app.command()
+def show(
+    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML file or a run folder")],
+    settings: Settings = None,
+) -> None:
+    """Print a recipe: the paper's pseudocode and every field, with KEY=VALUE applied."""
+    from selfdistill import api
+
+    recipe = api.recipe_of(method).edit(settings or [])
+    module = sys.modules.get(f"selfdistill.methods.{recipe.method.replace('-', '_')}")
+    if module and module.__doc__:
+        print("".join(f"# {line}".rstrip() + "\n" for line in module.__doc__.splitlines()))
+    print(recipe.to_yaml(), end="")
+
+
+@app.command()
+def diff(a: str, b: str) -> None:
+    """Print the fields in which two methods, recipes or runs differ."""
+    from selfdistill import api
+
+    table = Table("field", a, b)
+    for path, left, right in api.diff(api.recipe_of(a), api.recipe_of(b)):
+        table.add_row(path, str(left), str(right))
+    console.print(table if table.row_count else f"{a} and {b} do not differ")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, devices, bf16, data sets."""
+    import shutil
+
+    import torch
+
+    from selfdistill.data.sources import SOURCES, data_root
+    from selfdistill.train.resolve import has_bf16
+    from selfdistill.train.run import versions
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = {
+        **versions(),
+        "device": ", ".join(cuda)
+        or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "bf16": "in hardware" if has_bf16() else "no: precision=auto means fp32",
+        "data root": f"{data_root()} (set SELFDISTILL_DATA to move it)",
+        "data sets": ", ".join(SOURCES),
+        "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB",
+    }
+    for name, value in found.items():
+        console.print(f"{name:15} {value}", soft_wrap=True, highlight=False)

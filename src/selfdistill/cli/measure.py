@@ -1,0 +1,92 @@
+"""Commands that ask what a run is worth: evaluate, diagnose, em."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from selfdistill.cli.app import Settings, app, console
+from selfdistill.errors import Misuse, did_you_mean
+
+# Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    protocol: Annotated[str, typer.Option(help="knn, linear, or both with a comma")] = "knn",
+    k: Annotated[int, typer.Option(help="knn: neighbours that vote")] = 20,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="knn: of the votes")] = 0.07,
+) -> None:
+    """Measure a run's backbone on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn."""
+    from selfdistill import api
+
+    loaded = api.load(run)
+    protocols = {
+        "knn": lambda: f"kNN top-1 {loaded.knn(k, temperature):.4f}  (k={k}, T={temperature}, data={loaded.recipe.data})",
+        "linear": lambda: f"linear top-1 {loaded.linear():.4f}  (data={loaded.recipe.data})",
+    }
+    for name in protocol.split(","):
+        if name not in protocols:
+            raise Misuse(f"--protocol {name}: allowed: {', '.join(protocols)}.{did_you_mean(name, protocols)}")
+    for name in protocol.split(","):
+        console.print(protocols[name](), soft_wrap=True)
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    augmentations: Annotated[int, typer.Option(min=4, help="of each held-out image")] = 32,
+) -> None:
+    """Say what state a run ended in, and whether its predictor approximates the expectation over augmentation."""
+    from selfdistill import api
+
+    loaded = api.load(run)
+    console.print(loaded.summary["because"], soft_wrap=True)
+    if loaded.recipe.predictor:
+        gap = api.predictor_gap(loaded, augmentations)
+        console.print(
+            f"predictor and expectation over {augmentations} augmentations (SimSiam Sec. 5.2): |h(z1) - E[z2]|^2 {gap.predictor:.4f}, "
+            f"|z1 - E[z2]|^2 {gap.projection:.4f}, of another image {gap.other:.4f}",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+@app.command()
+def em(
+    settings: Settings = None,
+    rounds: Annotated[int, typer.Option(min=1, help="of an E-step and an M-step")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="of SGD in SimSiam's M-step")] = 20,
+    augmentations: Annotated[int, typer.Option(min=1, help="of each image in SimSiam's E-step")] = 8,
+    images: Annotated[int, typer.Option(min=2, help="at most, spread evenly over the data")] = 1000,
+    clusters: Annotated[int | None, typer.Option(min=1, help="of k-means; the data's classes, or 10")] = None,
+) -> None:
+    """The EM view: k-means and the SimSiam alternation side by side, selfdistill em data=digits."""
+    from selfdistill import api
+
+    console.print(
+        "E-step: the latents given the parameters. k-means assigns each image to its nearest centre; SimSiam sets eta_x to E_T[F(T(x))].\n"
+        "M-step: the parameters given the latents. k-means moves the centres; SimSiam moves the weights towards the fixed eta.\n"
+        "(The standard names. The lecture swaps them: it calls the centres and theta E, the assignment and eta M.)",
+        soft_wrap=True,
+    )
+    table = Table("round", "k-means: after E", "after M", "SimSiam: after E", "after M", "output_std", "effective rank")
+    pairs = api.alternate(*(settings or []), rounds=rounds, steps=steps, augmentations=augmentations, images=images, clusters=clusters)
+    found = []
+    for kmeans, simsiam in pairs:
+        table.add_row(str(table.row_count + 1), *(f"{value:.4g}" for value in (*kmeans[:2], *simsiam)))
+        found.append((kmeans, simsiam))
+    console.print(table)
+    for name, of in zip(("k-means", "SimSiam"), zip(*found, strict=True), strict=True):
+        values = [value for r in of for value in r[:2]]
+        rises = [i for i in range(1, len(values)) if values[i] > values[i - 1]]
+        how = (
+            f"it rose in {len(rises)} of {len(values)} steps, {sum(i % 2 == 0 for i in rises)} of them E-steps"
+            if rises
+            else "down in every step"
+        )
+        console.print(f"{name}: objective {values[0]:.4g} to {values[-1]:.4g}, {how}", soft_wrap=True)

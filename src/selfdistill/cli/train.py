@@ -1,0 +1,69 @@
+"""Commands that train: pretrain."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfdistill.cli.app import Settings, app, console, said
+from selfdistill.errors import Misuse
+
+if TYPE_CHECKING:
+    from selfdistill.api import Run
+
+# Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
+
+
+@app.command()
+def pretrain(
+    method: Annotated[str | None, typer.Argument(help="a name that `selfdistill methods` lists")] = None,
+    settings: Settings = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out, e.g. stop-gradient; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder, a new one under runs/ if not given")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out from its checkpoint")] = False,
+    config: Annotated[Path | None, typer.Option(help="a recipe's YAML file in place of the method's own")] = None,
+) -> None:
+    """Pretrain METHOD on images: selfdistill pretrain simsiam data=path/to/images epochs=100."""
+    from selfdistill import api
+
+    settings = settings or []
+    if method and "=" in method:
+        settings, method = [method, *settings], None
+    if config:
+        recipe = api.Recipe.from_yaml(config)
+        if method not in (None, recipe.method):
+            raise Misuse(f"METHOD {method} with --config {config}, a recipe of {recipe.method}: name one of them")
+    elif resume and out:
+        recipe = api.load(out).recipe
+        if method not in (None, recipe.method):
+            raise Misuse(f"METHOD {method} with --resume of {out}, a run of {recipe.method}: leave the method out")
+    elif method:
+        recipe = api.recipe_of(method)
+    else:
+        raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill pretrain simsiam data=digits")
+    try:
+        run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume)
+    except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
+        raise typer.Exit(said(e, 128 + e.signum)) from e
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _summary(run)
+
+
+def _summary(run: Run) -> None:
+    s = run.summary
+    console.print(f"\n{s['because']}", soft_wrap=True)
+    if s.get("knn_top1") is not None:
+        beside = {"random init": s.get("knn_random_init"), "raw pixels": s.get("knn_raw_pixels")}
+        others = ", ".join(f"{name} {value:.3f}" for name, value in beside.items() if value is not None)
+        console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {s['output_std']:.2f}", soft_wrap=True)
+    if s.get("error_teacher") is not None:
+        r = run.recipe
+        console.print(
+            f"test error with {r.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}", soft_wrap=True
+        )
+        baseline = f"selfdistill pretrain {r.method} data={r.data} seed={r.seed} labelled_share=1 --without consistency"
+        console.print(f"from the same labels alone: {baseline}", soft_wrap=True, markup=False)
+    console.print(f"run folder: {run.path}", soft_wrap=True)
