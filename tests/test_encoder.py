@@ -86,3 +86,50 @@ def test_an_encoder_that_cannot_be(spec, said):
     with pytest.raises(Misuse, match=r"^encoder") as e:
         spec.build(32)
     assert said in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "resnet18"])
+def test_checkpointing_changes_no_output_and_no_gradient(name):
+    options = {"patch_size": 8, "depth": 2} if "vit" in name else {}
+    plain, saving = (Encoder(name=name, options=options, checkpointing=on).build(16) for on in (False, True))
+    saving.load_state_dict(plain.state_dict())
+    x, grads = torch.rand(3, 3, 16, 16), []
+    for encoder in (plain, saving):
+        encoder(x).square().sum().backward()
+        grads.append([p.grad for p in encoder.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_checkpointing_saves_activations():
+    kept = []
+    for on in (False, True):
+        encoder = Encoder(name="timm:vit_tiny_patch16_224", options={"patch_size": 8, "depth": 4}, checkpointing=on).build(16)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            encoder(torch.rand(8, 3, 16, 16))
+        weights = sum(p.numel() for p in encoder.parameters())
+        kept.append(sum(sizes) - weights)
+    assert kept[1] < kept[0] / 2
+
+
+def test_an_encoder_that_cannot_checkpoint_says_so():
+    with pytest.raises(Misuse, match=r"encoder\.checkpointing=true: encoder=resnet-small cannot"):
+        Encoder(name="resnet-small", checkpointing=True).build(16)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("timm:vit_tiny_patch16_224", 2), ("resnet18", 1)])
+def test_compiled_is_the_same_function_with_the_same_state(name, blocks):
+    """By dynamo without a compiler behind it, so that the test needs none; benchmarks/step.py has the real one."""
+    torch.manual_seed(0)
+    options = {"patch_size": 8, "depth": 2} if "vit" in name else {}
+    encoder = Encoder(name=name, options=options).build(16).eval()
+    x, keys = torch.rand(2, 3, 16, 16), list(encoder.state_dict())
+    expected, compiled = encoder(x), []
+    encoder.compile(backend=lambda graph, _: compiled.append(graph) or graph.forward)
+    torch.testing.assert_close(encoder(x), expected)
+    assert list(encoder.state_dict()) == keys
+    assert 1 <= len(compiled) <= blocks
+    if blocks > 1:  # masked passes go through the blocks too
+        tokens = encoder.tokens(x, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(encoder.dim))[1]
+        assert tokens.shape == (2, 4, encoder.dim)

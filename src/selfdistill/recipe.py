@@ -87,6 +87,8 @@ class Recipe(Spec):
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware has it; the loss stays in fp32"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the backbone; auto: on a GPU, where the run is long enough to repay it (train/resolve.py)"""
     devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """processes that train together, one for each GPU (auto: all), or on the CPU; batch_size is shared among them"""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -26,12 +26,16 @@ class Encoder(Spec):
     """ResNets: ImageNet's 7x7 stride 2 with max-pooling; 3x3 as for CIFAR; 3x3 with stride 2 for CPUs"""
     zero_init_residual: bool = True
     """ResNets: the last BatchNorm of each block starts at 0 (Goyal et al. 2017; SimSiam App. A)"""
+    checkpointing: bool = False
+    """timm's models: activations are computed again in the backward pass, a third more work for a fraction of the memory"""
     options: dict[str, Any] = {}
     """further keywords of the timm model, e.g. patch_size or drop_path_rate; widths for resnet-small"""
 
     def build(self, size: int) -> "Backbone":
         """The module, randomly initialised. Raises `Misuse` for a name or an option that is unknown, or a size that does not fit."""
         net = _network(self, size)
+        if self.checkpointing:
+            _checkpoint(net, self.name)
         try:
             return Backbone(net, self.channels, size)
         except (AssertionError, RuntimeError) as e:
@@ -57,6 +61,12 @@ class Backbone(nn.Module):
         elif h.ndim == 3:
             h = h.mean(1)
         return h  # [B, F]
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile` in place, as nn.Module has it, but block by block where the network has `blocks` (a ViT's are all alike, so
+        it is compiled once a crop size), so that masked passes are compiled too. The state dict keeps its keys."""
+        for part in getattr(self.net, "blocks", [self.net]):
+            part.compile(**options)
 
     def check_patches(self, side: int, channels: int, size: int) -> None:
         """Raises `Misuse` unless the network is a ViT that cuts `size` x `size` images into `side` x `side` patches."""
@@ -149,6 +159,13 @@ def _unfused(net: Any) -> nn.Module:
         if hasattr(module, "fused_attn") and not torch.cuda.is_available():  # timm's attentions share no class
             module.fused_attn = False
     return net
+
+
+def _checkpoint(net: Any, name: str) -> None:
+    try:
+        net.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as e:  # AssertionError: timm's own word for a model that cannot
+        raise Misuse(f"encoder.checkpointing=true: encoder={name} cannot; timm's ViTs and most of its convnets can") from e
 
 
 def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Module:

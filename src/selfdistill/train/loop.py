@@ -24,6 +24,7 @@ from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
+from selfdistill.train.allocator import keep_freed_memory
 from selfdistill.train.journal import Journal
 from selfdistill.train.monitor import Clocked, Monitor, test_errors
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
@@ -51,6 +52,7 @@ def pretrain(
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
     Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
     """
+    keep_freed_memory()
     fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
     fabric.launch()
     recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share
