@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-SHORT = 34
+SHORT = 44
 """characters of a row's label"""
 
 
@@ -42,10 +42,11 @@ def picture(found: dict[str, Any]) -> bytes:
                 values[0], color="grey", linestyle=style, linewidth=1, label="random init" if metric == "random" else "raw pixels"
             )
     if panels[0].get_legend_handles_labels()[0]:
-        panels[0].legend(fontsize=7, loc="best")
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="upper left")
     panels[1].set_xlim(-0.03, 1.12)
-    panels[2].set_xlim(left=0)
-    panels[3].set_xlim(left=0)
+    for panel in panels[2:]:
+        panel.margins(x=0.1)
+        panel.set_xlim(left=0)
     for place, row in zip(places, rows.values(), strict=True):
         panels[3].annotate(
             row["verdict"], (1.03, place), xycoords=("axes fraction", "data"), fontsize=8, va="center", annotation_clip=False

@@ -87,9 +87,10 @@ def _spread(row: dict[str, Any], metric: str, form: str, seeds: int) -> str:
 def markdown(found: dict[str, Any], level: int = 1) -> str:
     """A record as a section: the table, its claims, how it was made."""
     header, lines = grid(found)
+    over = f"mean ± standard deviation over {found['seeds']} seeds" if found["seeds"] > 1 else "one seed"
     parts = [
         f"{'#' * level} {found['table']}: {found['says']}",
-        f"{found['source']}. `{found['command']}`: {' '.join(found['settings'])}; mean ± standard deviation over {found['seeds']} seeds."
+        f"{found['source']}. `{found['command']}`: {' '.join(found['settings'])}; {over}."
         + (" Published figures are per cent, in the paper's own setting." if "published" in header else ""),
         *([found["note"]] if found["note"] else []),
         "\n".join([_line(header), _line(["---"] * len(header)), *(_line(line) for line in lines)]),
