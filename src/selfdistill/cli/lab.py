@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,8 +92,11 @@ def reproduce(
     if all_ and name is not None:
         raise Misuse(f"TABLE {name} with --all: name one, or all")
     wanted = list(tables().values()) if all_ else [table_of(str(name))]
-    command = f"selfdistill reproduce {{}} --scale {scale} --seeds {seeds}" + "".join(f" {s}" for s in asked)
-    job_list = [lab.job(t, scale, seeds, asked, out, command.format(t.id)) for t in wanted]  # type: ignore[arg-type]
+
+    def command(of: str) -> str:
+        return shlex.join(["selfdistill", "reproduce", of, *asked, "--scale", scale, "--seeds", str(seeds)])
+
+    job_list = [lab.job(t, scale, seeds, asked, out, command(t.id)) for t in wanted]  # type: ignore[arg-type]
     records = _run(job_list, jobs, out, plan)
     if all_ and not plan:
         from selfdistill.ablate.results import claims_of, summary
@@ -100,12 +104,12 @@ def reproduce(
 
         (docs / "results").mkdir(parents=True, exist_ok=True)
         write_whole(docs / "results" / "claims.json", json.dumps(claims_of(records), indent=2) + "\n")
-        write_whole(docs / "results.md", summary(records, command.format("--all")))
+        write_whole(docs / "results.md", summary(records, command("--all")))
         console.print(f"{docs / 'results.md'} and {docs / 'results' / 'claims.json'}", soft_wrap=True)
 
 
 def _command() -> str:
-    return " ".join(["selfdistill", *sys.argv[1:]])
+    return shlex.join(["selfdistill", *sys.argv[1:]])
 
 
 def _run(job_list: list[Job], jobs: int | None, out: Path, plan: bool) -> list[dict[str, Any]]:
