@@ -42,7 +42,7 @@ def picture(found: dict[str, Any]) -> bytes:
                 values[0], color="grey", linestyle=style, linewidth=1, label="random init" if metric == "random" else "raw pixels"
             )
     if panels[0].get_legend_handles_labels()[0]:
-        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="upper left")
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="outside lower left", ncols=2)
     panels[1].set_xlim(-0.03, 1.12)
     for panel in panels[2:]:
         panel.margins(x=0.1)
@@ -53,7 +53,7 @@ def picture(found: dict[str, Any]) -> bytes:
         )
     panels[0].set_yticks(list(places), [_short(f"{name}: {row['says']}") for name, row in rows.items()], fontsize=8)
     panels[0].invert_yaxis()
-    figure.suptitle(f"{found['table']}: {found['says']} ({found['source']}; {' '.join(found['settings'])})", fontsize=9)
+    figure.suptitle(f"{found['table']}: {found['says']} ({found['source']})\n{' '.join(found['settings'])}", fontsize=9)
     return _png(figure)
 
 
