@@ -84,7 +84,7 @@ def pretrain(
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
     monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
     try:
-        with _signals() as came, _denormals_flushed():
+        with signals() as came, _denormals_flushed():
             if monitor and start == 0:
                 monitor.before(siamese)
             for step in range(start, total):
@@ -155,7 +155,7 @@ def _denormals_flushed() -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """The signals that came, SIGINT and SIGTERM: the loop looks between two steps, so a step is whole or not made."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():

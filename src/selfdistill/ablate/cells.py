@@ -1,0 +1,172 @@
+"""The lab's runs: a cell is a resolved recipe with its seed, trained once whoever asks for it, in a process of its own.
+
+A cell's folder is a run folder named by the recipe's hash. A finished one is left as it is, an unfinished one goes on from its
+checkpoint; a lock keeps two processes from training the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from rich.console import Console
+
+from selfdistill.ablate.figures import Figures, figures_of
+from selfdistill.ablate.table import Measure
+from selfdistill.data.sources import open_source
+from selfdistill.errors import Failure, Misuse
+from selfdistill.recipe import Recipe
+from selfdistill.train import loop
+from selfdistill.train.run import Run, load, write_whole
+from selfdistill.train.trained import predictor_gap
+
+MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor"}
+"""the key of summary.json that says that a measure was taken; null where it has no meaning"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    recipe: Recipe
+    """resolved, with its seed"""
+    folder: Path
+    measures: frozenset[Measure]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """None until the run has ended."""
+        file = self.folder / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def done(self) -> bool:
+        summary = self.summary
+        return summary is not None and all(MEASURED[measure] in summary for measure in self.measures)
+
+    @property
+    def figures(self) -> Figures | None:
+        return figures_of(summary) if (summary := self.summary) else None
+
+
+def cell(recipe: Recipe, lab: Path, measures: Iterable[Measure] = ()) -> Cell:
+    """Its folder in `lab`: the same recipe is the same cell."""
+    key = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+    return Cell(recipe, lab / "cells" / f"{recipe.method}-{key}", frozenset(measures))
+
+
+def merged(cells: Iterable[Cell]) -> list[Cell]:
+    """Each folder once, with all that is asked of it."""
+    asked: dict[Path, Cell] = {}
+    for c in cells:
+        known = asked.get(c.folder, c)
+        asked[c.folder] = Cell(c.recipe, c.folder, known.measures | c.measures)
+    return list(asked.values())
+
+
+def default_jobs() -> int:
+    """As many runs at a time as there are cores to use; on a GPU they would share it: one."""
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[str]:
+    """Trains what is not done, `jobs` at a time, a process of one thread each. Returns what went wrong, a line a cell.
+
+    A signal is passed on: the runs write their checkpoints. Raises `loop.Interrupted` then.
+    """
+    waiting = [c for c in merged(cells) if not c.done]
+    total, failed = len(waiting), []
+    os.environ["OMP_NUM_THREADS"] = "1"  # read once, by the processes to come
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload([__name__])  # PyTorch is imported once, not once a run: 5 s each
+    running: dict[Any, tuple[Any, Cell, float]] = {}
+    passed_on = False
+    with loop.signals() as came:
+        while running or (waiting and not came):
+            while waiting and not came and len(running) < jobs:
+                process = context.Process(target=_train, args=(waiting[0],))
+                process.start()
+                running[process.sentinel] = (process, waiting.pop(0), time.monotonic())
+            for sentinel in wait(list(running), timeout=0.2):
+                process, c, started = running.pop(sentinel)
+                process.join()
+                ended = total - len(waiting) - len(running)
+                if process.exitcode and not came:
+                    failed.append(f"{c.folder}: {_last_line(c)}")
+                    say(failed[-1])
+                elif not process.exitcode:
+                    say(f"{ended} of {total}: {c.folder.name} in {time.monotonic() - started:.0f} s, {_in_short(c)}")
+            if came and not passed_on:
+                for process, _, _ in running.values():
+                    process.terminate()
+                passed_on = True
+    if came:
+        left = sum(not c.done for c in merged(cells))
+        raise loop.Interrupted(came[0], f"{left} of {total} runs are left, those under way are saved: the same command goes on")
+    return failed
+
+
+def _train(c: Cell) -> None:
+    """A cell's process: trains, goes on, or only measures. What it says goes to a log beside the folder."""
+    torch.set_num_threads(1)
+    c.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(c.folder.with_suffix(".lock")), c.folder.with_suffix(".log").open("a", buffering=1) as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+        try:
+            if not c.done:
+                _measure(_trained(c, Console(file=log, width=200)), c.measures)
+        except loop.Interrupted as e:
+            print(e, file=log)
+            sys.exit(128 + e.signum)
+        except (Misuse, Failure, OSError) as e:
+            print(e, file=log)
+            sys.exit(1)
+        except Exception:
+            traceback.print_exc(file=log)
+            sys.exit(1)
+
+
+def _trained(c: Cell, console: Console) -> Run:
+    if c.summary is not None:
+        return load(c.folder)
+    begun = (c.folder / "recipe.yaml").is_file()
+    if not begun:  # killed before the first word
+        shutil.rmtree(c.folder, ignore_errors=True)
+    return loop.pretrain(c.recipe, open_source(c.recipe.data, c.recipe.on_bad_image), c.folder, begun, None, console)
+
+
+def _measure(run: Run, measures: frozenset[Measure]) -> None:
+    """Adds to summary.json what is not there yet."""
+    found: dict[str, float | None] = {}
+    if "linear" in measures and MEASURED["linear"] not in run.summary:
+        found["linear_top1"] = run.linear() if run.summary.get("knn_top1") is not None else None
+    if "gap" in measures and MEASURED["gap"] not in run.summary:
+        learned = run.recipe.predictor is not None and run.recipe.teacher.kind != "expectation"
+        gap = predictor_gap(run)._asdict() if learned else {"predictor": None, "projection": None, "other": None}
+        found |= {f"gap_{name}": value for name, value in gap.items()}
+    if found:
+        write_whole(run.path / "summary.json", json.dumps(run.summary | found, indent=2) + "\n")
+
+
+def _last_line(c: Cell) -> str:
+    log = c.folder.with_suffix(".log")
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    return f"{lines[-1] if lines else 'it was killed'} ({log})"
+
+
+def _in_short(c: Cell) -> str:
+    figures = c.figures or {}
+    known = {k: figures.get(k) for k in ("knn", "output_std")}
+    return ", ".join([*(f"{k} {v:.3f}" for k, v in known.items() if v is not None), str(figures.get("verdict"))])

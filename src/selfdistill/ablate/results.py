@@ -1,0 +1,157 @@
+"""A table's results for people and for programs: one grid, from which the terminal and Markdown come; CSV of every run; JSON of both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
+from selfdistill.ablate.lab import Job
+from selfdistill.ablate.picture import curves, picture
+from selfdistill.train.run import versions, write_whole
+
+SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
+"""columns of numbers, before those that only a claim names"""
+FURTHER = "{:.3f}"
+
+
+def record(job: Job) -> dict[str, Any]:
+    """All that a table found, as JSON: means and standard deviations over seeds, every run, and the claims."""
+    results = job.results
+    named = [m for m in METRICS if m != "verdict"]
+    rows = {}
+    for name, row in job.rows.items():
+        runs = results[name]
+        spread = {m: found for m in named if (found := mean_and_sd(run[m] for run in runs.values())) is not None}
+        rows[name] = {
+            "says": row.says,
+            "published": job.table.published_figure(name),
+            "mean": {m: mean for m, (mean, _) in spread.items()},
+            "sd": {m: sd for m, (_, sd) in spread.items()},
+            "verdict": verdicts(run["verdict"] for run in runs.values()),
+            "runs": {str(seed): {**run, "folder": job.cells[name, seed].folder.name} for seed, run in runs.items()},
+        }
+    return {
+        "table": job.table.id,
+        "says": job.table.says,
+        "source": job.table.source,
+        "note": job.table.note,
+        "scale": job.scale,
+        "command": job.command,
+        "settings": list(job.settings),
+        "seeds": 1 + max(seed for _, seed in job.cells),
+        "versions": versions(),
+        "rows": rows,
+        "claims": [
+            {
+                "id": claim.id,
+                "says": claim.says,
+                "source": claim.source,
+                "where": list(claim.where),
+                "outcome": judged.outcome,
+                "evidence": judged.evidence,
+                "because": claim.because if judged.outcome != "HOLDS" else "",
+            }
+            for claim, judged in job.judged
+        ],
+    }
+
+
+def grid(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, a line of words for each row) of a record."""
+    rows = found["rows"].values()
+    claimed = " ".join(text for claim in found["claims"] for text in claim["where"])
+    further = [m for m in METRICS if m not in SHOWN and m != "verdict" and (f".{m}" in claimed or f"{m}," in claimed or f",{m}" in claimed)]
+    columns = {m: SHOWN.get(m, FURTHER) for m in (*SHOWN, *further) if any(m in row["mean"] for row in rows)}
+    cited = any(row["published"] is not None for row in rows)
+    header = ["row", *columns, "verdict", *(["published"] if cited else [])]
+    lines = []
+    for name, row in found["rows"].items():
+        words = [_spread(row, m, form, len(row["runs"])) for m, form in columns.items()]
+        published = [] if not cited else ["" if row["published"] is None else str(row["published"])]
+        lines.append([f"{name}: {row['says']}", *words, row["verdict"] or "not run", *published])
+    return header, lines
+
+
+def _spread(row: dict[str, Any], metric: str, form: str, seeds: int) -> str:
+    if metric not in row["mean"]:
+        return ""
+    mean = form.format(row["mean"][metric])
+    return mean if seeds < 2 or metric == "seconds" else f"{mean} ± {form.format(row['sd'][metric])}"
+
+
+def markdown(found: dict[str, Any], level: int = 1) -> str:
+    """A record as a section: the table, its claims, how it was made."""
+    header, lines = grid(found)
+    over = f"mean ± standard deviation over {found['seeds']} seeds" if found["seeds"] > 1 else "one seed"
+    parts = [
+        f"{'#' * level} {found['table']}: {found['says']}",
+        f"{found['source']}. `{found['command']}`: {' '.join(found['settings'])}; {over}."
+        + (" Published figures are per cent, in the paper's own setting." if "published" in header else ""),
+        *([found["note"]] if found["note"] else []),
+        "\n".join([_line(header), _line(["---"] * len(header)), *(_line(line) for line in lines)]),
+        *(["\n".join(_claimed(claim) for claim in found["claims"])] if found["claims"] else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(words: Sequence[str]) -> str:
+    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
+
+
+def _claimed(claim: dict[str, Any]) -> str:
+    why = f" *{claim['because']}*" if claim["because"] else ""
+    return f"- **{claim['outcome']}** `{claim['id']}`: {claim['says']} ({claim['source']}) `{claim['evidence']}`{why}"
+
+
+def as_csv(found: dict[str, Any]) -> str:
+    """A line for each run."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "row", "seed", *METRICS, "published", "folder"])
+    for name, row in found["rows"].items():
+        for seed, run in row["runs"].items():
+            writer.writerow([found["table"], name, seed, *(run[m] for m in METRICS), row["published"], run["folder"]])
+    return out.getvalue()
+
+
+def write(job: Job, folder: Path) -> dict[str, Any]:
+    """TABLE.md, .csv, .json and .png in `folder`, and TABLE-curves.png where the table asks for them. Returns the record."""
+    found = record(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{found['table']}-{found['scale']}"
+    write_whole(stem.with_suffix(".md"), markdown(found))
+    write_whole(stem.with_suffix(".csv"), as_csv(found))
+    write_whole(stem.with_suffix(".json"), json.dumps(found, indent=2) + "\n")
+    write_whole(stem.with_suffix(".png"), picture(found))
+    if job.table.curves:
+        runs = {name: [c for (of, _), c in job.cells.items() if of == name and c.summary] for name in job.rows}
+        lines = {name: [(c.folder / "metrics.jsonl").read_text() for c in of] for name, of in runs.items() if of}
+        write_whole(stem.with_name(f"{stem.name}-curves.png"), curves(found, lines, job.table.curves))
+    return found
+
+
+def claims_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every claim of all tables, with its table and scale."""
+    return [{**claim, "table": found["table"], "scale": found["scale"]} for found in records for claim in found["claims"]]
+
+
+def summary(records: Sequence[dict[str, Any]], command: str) -> str:
+    """The page of all tables: how many claims hold, each claim in a line, then the tables."""
+    claims = claims_of(records)
+    counts = {o: sum(claim["outcome"] == o for claim in claims) for o in ("HOLDS", "UNDECIDED", "FAILS")}
+    said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+    overview = [_line(["claim", "outcome", "table"]), _line(["---"] * 3)]
+    overview += [_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims]
+    parts = [
+        "# What the papers claim, measured\n",
+        f"Written by `{command}`; the figures are in results/claims.json. Of {len(claims)} claims: {said}.",
+        "A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md](lab.md)). At a small scale claims are "
+        "about direction and order, not about the papers' figures, which stand in the last column.\n",
+        "\n".join(overview) + "\n",
+    ]
+    return "\n".join(parts) + "\n" + "\n".join(f'<a id="{found["table"]}"></a>\n\n{markdown(found, 2)}' for found in records)

@@ -1,0 +1,371 @@
+"""The ablation lab: predicates against results made by hand, tables against the recipes they edit, runs that are kept and resumed."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfdistill import cli
+from selfdistill.ablate import cells, lab, results
+from selfdistill.ablate.claims import MARGIN, Claim, judge, judge_predicate, terms
+from selfdistill.ablate.edits import EDITS
+from selfdistill.ablate.figures import METRICS, figures_of, verdicts
+from selfdistill.ablate.table import published, read, tables
+from selfdistill.data.images import Pixels, Source
+from selfdistill.errors import Failure, Misuse
+from selfdistill.recipe import diff
+from tests.conftest import TINY
+
+FAST = [f"{k}={v}" for k, v in {**TINY, "epochs": 1, "batch_size": 128}.items()]
+SMALL = ["data=digits", *FAST]
+
+
+def of(**rows):
+    """Results of rows given as metric=[value of seed 0, of seed 1, ...]."""
+    made = {}
+    for row, metrics in rows.items():
+        seeds = len(next(iter(metrics.values())))
+        made[row] = {n: {**figures_of({}), **{m: values[n] for m, values in metrics.items()}} for n in range(seeds)}
+    return made
+
+
+# Predicates.
+
+ONE = of(a={"knn": [0.9, 0.92, 0.91]}, b={"knn": [0.5, 0.51, 0.49], "verdict": ["collapsed"] * 3}, c={"knn": [0.9, 0.93, 0.9]})
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("a.knn > 0.5", "HOLDS"),
+        ("a.knn < 0.5", "FAILS"),
+        ("a.knn > b.knn + 0.3", "HOLDS"),
+        ("a.knn > b.knn + 0.5", "FAILS"),
+        ("a.knn > c.knn", "UNDECIDED"),
+        ("a.knn > c.knn - 0.1", "HOLDS"),
+        ("a.knn > a.knn", "UNDECIDED"),
+        ("b.verdict is collapsed", "HOLDS"),
+        ("b.verdict is healthy collapsed", "HOLDS"),
+        ("b.verdict is-not collapsed", "FAILS"),
+        ("a.verdict is healthy", "UNDECIDED"),
+        ("a.linear > 0", "UNDECIDED"),
+        ("nowhere.knn > 0", "UNDECIDED"),
+    ],
+)
+def test_predicates(text, outcome):
+    assert judge_predicate(text, ONE).outcome == outcome
+
+
+def test_a_state_that_not_all_seeds_share_is_undecided():
+    mixed = of(a={"verdict": ["healthy", "healthy", "collapsed"]})
+    assert judge_predicate("a.verdict is healthy", mixed) == ("UNDECIDED", "a.verdict is healthy: 2 healthy, 1 collapsed")
+    assert verdicts(["healthy", None, "healthy"]) == "healthy"
+
+
+def test_seeds_are_paired():
+    """A difference that is the same in every seed is decided, however far the seeds lie apart."""
+    apart = of(a={"knn": [0.1, 0.5, 0.9]}, b={"knn": [0.09, 0.488, 0.889]})
+    assert judge_predicate("a.knn > b.knn", apart).outcome == "HOLDS"
+    assert judge_predicate("a.knn > 0.45", apart).outcome == "UNDECIDED"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=6), st.floats(-0.5, 0.5))
+def test_margin_is_in_standard_errors(values, bound):
+    x = torch.tensor(values, dtype=torch.float64) - bound
+    mean, error = float(x.mean()), float(x.std() / len(x) ** 0.5)
+    if abs(abs(mean) - MARGIN * error) < 1e-9:
+        return
+    expected = "UNDECIDED" if abs(mean) < MARGIN * error else "HOLDS" if mean > 0 else "FAILS"
+    assert judge_predicate(f"a.loss > {bound}", of(a={"loss": values})).outcome == expected
+
+
+def test_one_seed_is_decided_by_its_sign():
+    assert judge_predicate("a.knn > 0.5", of(a={"knn": [0.51]})).outcome == "HOLDS"
+
+
+def test_rank_correlation_over_rows():
+    rows = of(a={"uniformity": [-3.0], "knn": [0.9]}, b={"uniformity": [-2.0], "knn": [0.8]}, c={"uniformity": [0.0], "knn": [0.3]})
+    judged = judge_predicate("spearman(uniformity,knn) < 0", rows)
+    assert judged.outcome == "HOLDS"
+    assert "-1 " in judged.evidence
+
+
+@pytest.mark.parametrize(
+    "text", ["a.knn", "a.knn = 0.5", "knn > 0.5", "a.knn > b.knn +", "a.nn > 0", "a.verdict is well", "a.knn > b.knn + x"]
+)
+def test_what_is_no_predicate_is_refused(text):
+    with pytest.raises(ValueError, match="no predicate"):
+        Claim(id="x", says="", source="", where=(text,))
+
+
+def test_a_claim_fails_with_any_of_its_predicates():
+    def outcome(*where):
+        return judge(Claim(id="x", says="", source="", where=where), ONE).outcome
+
+    assert outcome("a.knn > 0.5", "b.knn < 0.6") == "HOLDS"
+    assert outcome("a.knn > 0.5", "a.knn > c.knn") == "UNDECIDED"
+    assert outcome("a.knn > c.knn", "b.knn > 0.6") == "FAILS"
+
+
+# Tables.
+
+LABELS = torch.arange(4096) % 10
+SOURCES = {
+    "tiny": Source("digits", Pixels(torch.zeros(1437, 1, 8, 8, dtype=torch.uint8), LABELS[:1437], tuple("0123456789"))),
+    "small": Source("fashion-mnist", Pixels(torch.zeros(2000, 1, 28, 28, dtype=torch.uint8), LABELS[:2000], tuple("0123456789"))),
+    "paper": Source("imagenet", Pixels(torch.zeros(4096, 3, 2, 2, dtype=torch.uint8), LABELS, tuple("0123456789"))),
+}
+"""the shapes of what the scales train on"""
+
+
+@pytest.mark.parametrize("id", tables())
+def test_every_row_is_a_recipe_at_every_scale(id):
+    table = tables()[id]
+    assert "tiny" in table.scales
+    for scale in table.scales:
+        recipes = [table.recipe(name, scale, source=SOURCES[scale]) for name in table.at(scale)]
+        for n, recipe in enumerate(recipes):  # a row that changes nothing would compare a run with itself
+            assert all(diff(recipe, other) for other in recipes[:n])
+
+
+@pytest.mark.parametrize("id", tables())
+def test_published_figures_are_cited_once_and_claims_name_what_their_scale_has(id):
+    table = tables()[id]
+    for name, row in table.rows.items():
+        assert (table.published_figure(name) is None) == (row.cites is None)
+    for claim in table.claims:
+        for scale in claim.at:
+            if scale in table.scales and scale != "paper":
+                assert {row for text in claim.where for row, _ in terms(text) if row} <= set(table.at(scale))
+
+
+def test_published_figures_are_the_papers():
+    """Spot checks against the papers themselves."""
+    cited = {
+        ("simsiam-fig2", "without"): 0.1,
+        ("simsiam-t1", "fixed"): 1.5,
+        ("simsiam-t2", "b4096"): 64.0,
+        ("simsiam-t3", "none"): 34.6,
+        ("simsiam-s46", "asymmetric"): 64.8,
+        ("simsiam-s52", "step-100"): 68.9,
+        ("simsiam-s52-expectation", "expectation"): 55.0,
+        ("byol-t5a", "tau-1"): 18.8,
+        ("byol-t5b", "t"): 0.2,
+        ("byol-t16", "simclr-64"): 59.2,
+        ("dino-t7", "mse"): 52.6,
+        ("dino-f6", "epoch"): 66.6,
+        ("ibot", "patches-alone"): 9.5,
+    }
+    assert {key: tables()[key[0]].published_figure(key[1]) for key in cited} == cited
+    assert all(entry["source"] and entry["rows"] for entry in published().values())
+
+
+def test_claims_are_many_and_have_ids_of_their_own():
+    ids = [claim.id for table in tables().values() for claim in table.claims]
+    assert len(ids) >= 20
+    assert len(set(ids)) == len(ids)
+
+
+TABLE = "id: t\nsays: x\nsource: y\nmethod: simsiam\nscales: {tiny: {seconds: 1}}\nrows: {a: {says: a}}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("colour: red", "colour"),
+        ("claims: [{id: c, says: s, source: s, where: [b.knn > 0]}]", "row b"),
+        ("rows: {a: {says: a, without: [stop-grad]}}", "stop-gradient"),
+        ("rows: {a: {says: a, cites: {k: 1}}}", "no published table"),
+        ("[", "no YAML"),
+    ],
+)
+def test_a_wrong_table_is_refused(more, said):
+    text = TABLE if not more.startswith("rows") else TABLE.replace("rows: {a: {says: a}}\n", "")
+    with pytest.raises(Misuse, match=f"t.yaml.*{said}"):
+        read(text + more, "t.yaml")
+
+
+def test_a_citation_of_nothing_fails():
+    table = read(TABLE.replace("says: a}", "says: a, cites: {variant: no}}") + "published: simsiam_fig2_stopgrad\nfigure: top1", "t.yaml")
+    with pytest.raises(Failure, match="0 rows of simsiam_fig2_stopgrad"):
+        table.published_figure("a")
+
+
+# Cells.
+
+
+def test_tables_share_the_same_run(tmp_path):
+    jobs = [lab.job(tables()[id], "tiny", 2, [], tmp_path, id) for id in ("simsiam-fig2", "simsiam-t1")]
+    fig2, t1 = (j.cells for j in jobs)
+    assert fig2["with", 1].folder == t1["constant", 1].folder
+    assert fig2["with", 0].folder != fig2["with", 1].folder
+    runs, seconds = lab.estimate(jobs)
+    assert runs == len({c.folder for j in jobs for c in j.cells.values()}) == len(fig2) + len(t1) - 2
+    assert 0 < seconds < sum(sum(j.seconds.values()) for j in jobs)
+    assert [c.recipe.seed for c in lab.all_cells(jobs)] == sorted(c.recipe.seed for c in lab.all_cells(jobs))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A small table, trained: simsiam with and without stop-gradient."""
+    folder = tmp_path_factory.mktemp("lab")
+    recipe = tables()["simsiam-fig2"].recipe("with", "tiny", SMALL)
+    made = lab.job(lab.ablation(recipe, ["stop-gradient"], SMALL), "tiny", 2, [], folder, "the command")
+    said = []
+    assert cells.train_all(lab.all_cells([made]), 1, said.append) == []
+    assert len(said) == 4
+    return made
+
+
+def test_what_is_done_is_not_done_again(job):
+    before = {c.folder: (c.folder / "summary.json").stat().st_mtime_ns for c in job.cells.values()}
+    said = []
+    assert cells.train_all(lab.all_cells([job]), 1, said.append) == []
+    assert said == []
+    assert lab.estimate([job]) == (0, 0.0)
+    assert before == {c.folder: (c.folder / "summary.json").stat().st_mtime_ns for c in job.cells.values()}
+
+
+def test_one_field_is_changed_in_each_row(job):
+    base = job.cells["as-it-is", 0].recipe
+    assert {d[0] for d in diff(base, job.cells["stop-gradient", 0].recipe)} == {"stop_gradient"}
+    assert [d[0] for d in diff(base, job.cells["as-it-is", 1].recipe)] == ["seed"]
+
+
+def test_terminal_markdown_csv_and_json_agree(job, tmp_path):
+    found = results.write(job, tmp_path)
+    stem = tmp_path / "simsiam-ablation-tiny"
+    assert json.loads(stem.with_suffix(".json").read_text()) == json.loads(json.dumps(found))
+    runs = list(csv.DictReader(io.StringIO(stem.with_suffix(".csv").read_text())))
+    header, lines = results.grid(found)
+    text = stem.with_suffix(".md").read_text()
+    assert len(runs) == 4
+    assert len(lines) == 2
+    for (name, row), words in zip(found["rows"].items(), lines, strict=True):
+        assert "| " + " | ".join(words) + " |" in text
+        for metric in ("knn", "linear", "output_std", "rank"):
+            values = torch.tensor([float(run[metric]) for run in runs if run["row"] == name], dtype=torch.float64)
+            assert float(values.mean()) == pytest.approx(row["mean"][metric], rel=1e-12)
+            assert float(values.std()) == pytest.approx(row["sd"][metric], rel=1e-9, abs=1e-12)
+            form = results.SHOWN[metric]
+            assert words[header.index(metric)] == f"{form.format(row['mean'][metric])} ± {form.format(row['sd'][metric])}"
+            summary = json.loads((job.cells[name, 1].folder / "summary.json").read_text())
+            assert figures_of(summary)[metric] == row["runs"]["1"][metric]
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert set(METRICS) <= set(runs[0])
+
+
+def test_a_measure_asked_for_later_is_added_without_training(job):
+    c = job.cells["as-it-is", 0]
+    trained = (c.folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    more = cells.Cell(c.recipe, c.folder, frozenset({"linear", "gap"}))
+    assert not more.done
+    assert cells.train_all([more], 1, lambda line: None) == []
+    assert more.done
+    assert more.figures["gap_predictor"] > 0
+    assert more.figures["linear"] == c.figures["linear"]
+    assert (c.folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    recipe = tables()["simsiam-fig2"].recipe("with", "tiny", SMALL)
+    broken = cells.cell(recipe.edit(["data=nowhere"]), tmp_path)
+    said = []
+    (failure,) = cells.train_all([broken], 1, said.append)
+    assert "nowhere" in failure
+    assert said == [failure]
+
+
+# The command line.
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "220")
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reproduce", "simsiam-t11"], ["simsiam-t11", "simsiam-t1"]),
+        (["reproduce", "simsiam-t1", "--scale", "huge"], ["huge", "tiny"]),
+        (["reproduce", "simsiam-t1", "--scale", "paper"], ["data="]),
+        (["reproduce", "simsiam-t1", "--all"], ["simsiam-t1", "--all"]),
+        (["reproduce", "simsiam-t1", "epoch=3"], ["epoch:", "epochs"]),
+        (["reproduce", "simsiam-t1", "seed=3"], ["seed", "--seeds"]),
+        (["reproduce", "epochs=3"], ["TABLE", "epochs=3"]),
+        (["ablate"], ["METHOD", "simsiam"]),
+        (["ablate", "simsaim"], ["simsaim", "simsiam"]),
+        (["ablate", "simsiam", "--edits", "stop-grad"], ["stop-grad", "stop-gradient"]),
+        (["ablate", "byol", "--edits", "stop-gradient"], ["stop_gradient=false", "teacher=ema"]),
+        (["ablate", "simsiam", "--edits", "centring"], ["terms.views.loss.target"]),
+    ],
+)
+def test_misuse(run, tmp_path, words, said):
+    code, _, err = run(*words)
+    assert code == 2
+    assert all(word in err for word in said)
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_there_is_is_listed(run):
+    code, out, _ = run("reproduce")
+    assert code == 0
+    assert all(id in out for id in tables())
+    code, out, _ = run("ablate", "--list")
+    assert code == 0
+    assert all(name in out for name in EDITS)
+
+
+def test_a_plan_runs_nothing(run, tmp_path):
+    code, out, _ = run("reproduce", "simsiam-fig2", "encoder.options={widths: [8, 16]}", "--seeds", 3, "--plan")
+    assert code == 0
+    assert "12 to make" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_and_resumed(tmp_path):
+    """SIGTERM: the runs under way are saved; the same command ends as if it had not come."""
+    settings = [s for s in SMALL if not s.startswith("epochs")]
+    command = [sys.executable, "-m", "selfdistill", "ablate", "simsiam", *settings, "epochs=12", "--edits", "stop-gradient"]
+    command += ["--jobs", "1", "--out", str(tmp_path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(len(f.read_text().splitlines()) > 2 for f in tmp_path.glob("cells/*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "2 of 2 runs are left" in err
+    (folder,) = (f.parent for f in tmp_path.glob("cells/*/metrics.jsonl"))
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert not (folder / "summary.json").exists()
+    before = (folder / "metrics.jsonl").read_text()
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs, 0 of them done" in done.stdout
+    assert (folder / "metrics.jsonl").read_text().startswith(before)
+    assert (tmp_path / "simsiam-ablation-tiny.csv").exists()
