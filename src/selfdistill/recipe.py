@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +23,20 @@ from selfdistill.settings import edited, kind_of, specs_of, yaml_of
 from selfdistill.spec import Spec
 from selfdistill.views.spec import Crops
 
+FORMAT = 1
+"""of recipe.yaml in a run folder and of its checkpoints: raised when a newer one could not be read as an older one is"""
+RECORD = ("format", "versions")
+"""what a run folder's recipe.yaml says beside the recipe: what it was made with"""
 Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
+
+
+class Checkpoint(Spec):
+    """Which checkpoints are kept beside last.ckpt, which always is."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """epochs between those that stay, checkpoints/epoch-N.ckpt; none: only the last"""
+    best: bool = False
+    """keep checkpoints/best.ckpt, of the probe with the highest kNN accuracy (of results the last epoch counts, not the best)"""
 
 
 class Recipe(Spec):
@@ -53,6 +67,11 @@ class Recipe(Spec):
     keep: Literal["student", "teacher"] = "student"
     """whose encoder is evaluated and saved; a teacher without weights of its own is the student"""
 
+    init_from: str | None = None
+    """weights that the encoder starts from: a run folder, timm:NAME (pretrained), a .safetensors or a .pth; none: random"""
+    init_partial: bool = False
+    """accept weights that lack some of the encoder's, which then stay random"""
+
     # Optimisation.
     optimizer: Annotated[SGD | LARS | AdamW, Field(discriminator="kind")] = SGD()
     lr: Rate = Schedule(base=0.05, end=0.0)
@@ -82,6 +101,9 @@ class Recipe(Spec):
     """of a batch, where there are labels to train on"""
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip a file that is no image and list it, or stop at the first"""
+    max_bad_steps: int = Field(10, ge=0)
+    """steps whose loss or gradient is not finite that are passed over; one more stops the run"""
+    checkpoint: Checkpoint = Checkpoint()
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware has it; the loss stays in fp32"""
@@ -174,11 +196,22 @@ class Recipe(Spec):
             raise Misuse(f"{path}: cannot be read as a recipe: {' '.join(str(e).split())}") from e
         if not isinstance(tree, dict):
             raise Misuse(f"{path}: not a recipe: expected fields like method, encoder, teacher")
-        tree.pop("versions", None)  # a run folder's record of what it was made with
+        made = {name: tree.pop(name, None) for name in RECORD}
         try:
+            check_format(made["format"], made["versions"])
             return _validated(tree)
         except Misuse as e:
-            raise Misuse(f"{path}: {e}") from e
+            unknown = [key for key in tree if key not in cls.model_fields]
+            raise Misuse(
+                f"{path}: {e}" + (f" (unknown: {', '.join(map(str, unknown))})" if unknown and made["format"] != FORMAT else "")
+            ) from e
+
+
+def check_format(found: Any, versions: Any = None) -> None:
+    """Raises `Misuse` for a file of a later format. One without was made before there were formats, and is read as it is."""
+    if found is not None and not (isinstance(found, int) and 0 < found <= FORMAT):
+        by = f" by selfdistill {versions['selfdistill']}" if isinstance(versions, dict) and "selfdistill" in versions else ""
+        raise Misuse(f"format={found}{by}: this version reads formats up to {FORMAT}: pip install --upgrade selfdistill")
 
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
@@ -215,7 +248,8 @@ def _validated(tree: dict[str, Any]) -> Recipe:
 def _problem(error: Any) -> str:
     kinds = {kind_of(cls) for cls in Spec.__subclasses__()}  # pydantic names the member of a union in the path; a user does not
     path = ".".join(str(p) for p in error["loc"] if p not in kinds)
-    value = "" if isinstance(error["input"], dict) or not path else f"={error['input']}"
+    given = error["input"] if isinstance(error["input"], (str, int, float)) else reprlib.repr(error["input"])  # a list may be long
+    value = "" if isinstance(error["input"], dict) or not path else f"={given}"
     return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
 
 
