@@ -15,7 +15,7 @@ from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff, under
 from selfdistill.train import loop
@@ -24,7 +24,20 @@ from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = [
+    "METHODS",
+    "Failure",
+    "Interrupted",
+    "Misuse",
+    "Recipe",
+    "Run",
+    "alternate",
+    "diff",
+    "load",
+    "predictor_gap",
+    "pretrain",
+    "recipe_of",
+]
 
 
 def recipe_of(name: str) -> Recipe:

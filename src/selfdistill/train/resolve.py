@@ -57,8 +57,8 @@ def _queues_fit(recipe: Recipe, images: int) -> None:
             )
         if isinstance(loss, Swapped) and loss.prototypes > (samples := recipe.batch_size // recipe.accumulate + loss.queue):
             raise Misuse(
-                f"terms.{name}.loss.prototypes={loss.prototypes}: a micro-batch with its queue is {samples} samples, which cannot be shared "
-                f"out equally among more prototypes (SwAV, working with small batches). Set it to {samples // 2} or less, or give a queue"
+                f"terms.{name}.loss.prototypes={loss.prototypes}: a micro-batch with its queue is {samples} samples, which cannot be "
+                f"shared out equally among more prototypes (SwAV Sec. 3.1). Set it to {samples // 2} or less, or give a queue"
             )
 
 
