@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def state_of(run):
     return {"lines": lines, **torch.load(run.checkpoint, weights_only=True)}
 
 
-def process(f, *args, rank=None, port=0):
+def process(f, *args, rank=None):
     """`f(*args)` in a fork of this process, which has everything imported; as one of two ranks, if `rank` is given. Its exit code
     is 0, 1 for a Failure and 2 for Misuse, whose message stands in the returned file, and 128 + a signal that saved it."""
     message = Path(args[0]).with_name(f"said-{rank}.txt")
@@ -42,13 +43,7 @@ def process(f, *args, rank=None, port=0):
     def work():
         torch.set_num_threads(1)
         if rank is not None:
-            os.environ |= {
-                "LOCAL_RANK": str(rank),
-                "NODE_RANK": "0",
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+            os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             f(*args)
@@ -98,9 +93,19 @@ def until(condition, seconds=120):
         time.sleep(0.02)
 
 
+def listening(pid):
+    """Addresses, as the kernel writes them, at which a process takes connections from a network."""
+    links = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(link))
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links]
+
+
 def lines(out):
     file = Path(out) / "metrics.jsonl"
     return file.read_text().count("\n") if file.exists() else 0
 
 
-__all__ = ["go", "killed_until_done", "lines", "process", "same", "signal", "state_of", "until"]
+__all__ = ["go", "killed_until_done", "lines", "listening", "process", "same", "signal", "state_of", "until"]

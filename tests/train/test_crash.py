@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 
 import pytest
@@ -14,8 +13,9 @@ import torch
 import selfdistill as sd
 from selfdistill.siamese import Siamese
 from selfdistill.train import checkpoint
+from selfdistill.train.meeting import meet_on_loopback
 from tests.conftest import TINY, TINY_OF
-from tests.crash import go, killed_until_done, lines, process, same, state_of, until
+from tests.crash import go, killed_until_done, lines, listening, process, same, state_of, until
 
 
 @pytest.fixture(scope="module")
@@ -182,23 +182,28 @@ def rank(out, source, settings):
 
 
 @pytest.fixture
-def two_ranks(tiny_source, tmp_path):
+def two_ranks(tiny_source, tmp_path, monkeypatch):
     """A run of two ranks that has made a few steps: (processes, files of their last words, folder)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that they are as they were afterwards
+        monkeypatch.delenv(name)
+    store = meet_on_loopback(2)
     out = tmp_path / "run"
-    made = [process(rank, out, tiny_source, LONG, rank=r, port=port) for r in (0, 1)]
+    made = [process(rank, out, tiny_source, LONG, rank=r) for r in (0, 1)]
     until(lambda: lines(out) > 3 or any(p.exitcode is not None for p, _ in made))
     yield [p for p, _ in made], [m for _, m in made], out
     for p, _ in made:
         p.kill()
         p.join()
+    del store
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_rank_ends_the_other_with_a_message(two_ranks, lost):
     processes, messages, out = two_ranks
+    heard = [address for pid in (os.getpid(), *(p.pid for p in processes)) for address in listening(pid)]
+    assert heard
+    assert all(address.startswith("0100007F:") for address in heard)  # 127.0.0.1
     processes[lost].kill()
     other = processes[1 - lost]
     other.join(60)
@@ -230,3 +235,11 @@ def test_a_signal_to_one_rank_saves_the_run_of_both_which_one_may_end(two_ranks,
     steps = [row["step"] for row in sd.load(out).metrics]
     assert steps == list(range(len(steps)))
     assert len(steps) > checkpointed + 4
+
+
+def test_one_process_takes_no_connections(tiny_source, tmp_path):
+    made, _ = process(rank, tmp_path / "run", tiny_source, {**LONG, "devices": 1})
+    until(lambda: lines(tmp_path / "run") > 2)
+    assert listening(made.pid) == []
+    made.kill()
+    made.join()

@@ -25,6 +25,7 @@ from selfdistill.train import checkpoint
 from selfdistill.train.faults import Guard, Interrupted, all_present, signals
 from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal
+from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Clocked, Monitor, test_errors
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
 from selfdistill.views.draw import mix
@@ -43,6 +44,7 @@ def pretrain(
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
     Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
     """
+    meeting = meet_on_loopback(recipe.devices)
     fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
     fabric.launch()
     recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share
@@ -115,6 +117,7 @@ def pretrain(
         _finish(run, siamese, monitor.journal)
     with all_present(fabric, how):
         fabric.barrier()
+    del meeting  # not before: the processes talk through it
     return run
 
 
