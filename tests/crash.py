@@ -68,21 +68,22 @@ def go(out, method, source, settings):
 
 
 def killed_until_done(out, method, source, settings, kills, seconds, rng: random.Random):
-    """Kills the run `kills` times, each at a moment drawn from a run's whole duration, then lets it end. Returns how often it died
-    while a file was half written."""
-    torn = 0
+    """Kills the run `kills` times, each at a moment drawn from a run's whole duration, then lets it end. Returns how often it was
+    killed, and how often while a file was half written; a run may be done before its moment comes."""
+    died = torn = 0
     for _ in range(kills):
         made, _ = process(go, out, method, source, settings)
-        time.sleep(rng.uniform(0, seconds))
+        made.join(rng.uniform(0, seconds))
+        if made.exitcode is not None:
+            break
         made.kill()
         made.join()
+        died += 1
         torn += bool(list(Path(out).parent.rglob("*.part")))
-        if made.exitcode == 0:
-            break  # it was faster than the moment drawn
-    made, _ = process(go, out, method, source, settings)
+    made, message = process(go, out, method, source, settings)
     made.join()
-    assert made.exitcode == 0
-    return torn
+    assert made.exitcode == 0, message.read_text()
+    return died, torn
 
 
 def until(condition, seconds=120):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -248,14 +249,21 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
         worker_init_fn=_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    try:
+    with workers_alive():
         yield from loader
+
+
+@contextmanager
+def workers_alive() -> Iterator[None]:
+    """PyTorch hears of a worker's death by a signal, and raises wherever the process then is, in a backward pass too. Raises `Failure`."""
+    try:
+        yield
     except RuntimeError as e:
         if "DataLoader worker" not in str(e):
             raise
         raise Failure(
-            f"one of workers={count} processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
-            "Fewer workers need less: workers=2. The last checkpoint is untouched: --resume goes on"
+            f"one of the processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
+            "Fewer need less: workers=2. The last checkpoint is untouched: --resume goes on"
         ) from e
 
 

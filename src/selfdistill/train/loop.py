@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from selfdistill.data.images import Pixels, Source
-from selfdistill.data.loader import training_views
+from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.schedule import Progress
@@ -82,7 +82,7 @@ def pretrain(
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
     monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
     try:
-        with signals() as came, all_present(fabric, how), _denormals_flushed():
+        with signals() as came, all_present(fabric, how), workers_alive(), _denormals_flushed():
             if monitor and start == 0:
                 monitor.before(siamese)
             for step in range(start, total):
