@@ -24,7 +24,7 @@ check: .venv/installed  ## style, types, and imports that go one way
 
 soak: .venv/installed  ## 100 kills over the eight methods, then 1,000 mutated images and recipes and 100,000 files
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills 100
-	SELFDISTILL_FUZZ=1000 $(BIN)/python -m pytest tests/test_hostile.py
+	SELFDISTILL_FUZZ=1000 $(BIN)/python -m pytest tests/test_hostile.py tests/test_any_recipe.py
 
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

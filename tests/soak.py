@@ -48,8 +48,8 @@ def main():
             killed, half = killed_until_done(out, method, source, TINY_OF[method], 1, seconds, rng)
             done, torn = done + killed, torn + half
             if not same(state, state_of(sd.load(out))):
-                wrong.append(f"{method}, kill {n}")
-            print(f"{n + 1:4} {method:12} {'same' if not wrong else wrong[-1]}  {time.monotonic() - started:.0f} s", flush=True)
+                wrong.append(f"{method}, kill {n + 1}")
+            print(f"{n + 1:4} {method:12} {len(wrong)} wrong  {time.monotonic() - started:.0f} s", flush=True)
     print(
         f"{done} kills over {len(whole)} methods, {torn} of them while a file was half written; not bit for bit the same: {wrong or 'none'}"
     )

@@ -39,9 +39,9 @@ def test_killed_at_random_moments(whole, tiny_source, tmp_path):
     assert same(state_of(run), state_of(sd.load(tmp_path / "run")))
 
 
-@pytest.mark.parametrize("moment", ["half written", "before the rename", "after the rename", "folder half made"])
+@pytest.mark.parametrize("moment", ["half written", "before the rename", "after the rename", "before the first", "folder half made"])
 def test_killed_while_a_file_is_written(whole, tiny_source, tmp_path, moment):
-    """At the third checkpoint, or when the folder is made."""
+    """At the third checkpoint, at the first, or when the folder is made."""
     out = tmp_path / "run"
 
     def die(*args):
@@ -53,7 +53,7 @@ def test_killed_while_a_file_is_written(whole, tiny_source, tmp_path, moment):
         def replace(src, dst):
             if dst.name == "last.ckpt":
                 count.append(dst)
-            if len(count) == 3:
+            if len(count) == (1 if moment == "before the first" else 3):
                 if moment == "half written":
                     os.truncate(src, os.path.getsize(src) // 2)
                 if moment == "after the rename":
@@ -71,6 +71,9 @@ def test_killed_while_a_file_is_written(whole, tiny_source, tmp_path, moment):
     assert made.exitcode == -signal.SIGKILL
     if moment == "folder half made":
         assert not out.exists()
+    elif moment == "before the first":
+        assert not (out / "checkpoints" / "last.ckpt").exists()
+        assert [row["step"] for row in sd.load(out).metrics] == [0, 1]
     else:
         step = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["step"]
         assert step == (3 if moment == "after the rename" else 2)

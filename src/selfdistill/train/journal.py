@@ -26,7 +26,7 @@ class Journal:
         self.console = console
         file = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
-        kept = [row for row in rows_of(file) if row["step"] <= step]
+        kept = [row for row in rows_of(file) if row["step"] <= step] if step else []  # killed before a checkpoint, a run begins anew
         for row in kept:
             self.last |= row
         write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
