@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-views clean
+.PHONY: demo test check soak bench-views clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ check: .venv/installed  ## style, types, and imports that go one way
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: .venv/installed  ## 100 kills over the eight methods, then 1,000 mutated images and recipes and 100,000 files
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills 100
+	SELFDISTILL_FUZZ=1000 $(BIN)/python -m pytest tests/test_hostile.py tests/test_any_recipe.py
 
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -8,9 +8,35 @@ run.knn(); run.embed(images); run.backbone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfdistill.api import METHODS, Interrupted, Misuse, Recipe, Run, alternate, diff, load, predictor_gap, pretrain, recipe_of
+    from selfdistill.api import (
+        METHODS,
+        Failure,
+        Interrupted,
+        Misuse,
+        Recipe,
+        Run,
+        alternate,
+        diff,
+        load,
+        predictor_gap,
+        pretrain,
+        recipe_of,
+    )
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = [
+    "METHODS",
+    "Failure",
+    "Interrupted",
+    "Misuse",
+    "Recipe",
+    "Run",
+    "alternate",
+    "diff",
+    "load",
+    "predictor_gap",
+    "pretrain",
+    "recipe_of",
+]
 
 
 def __getattr__(name: str) -> Any:

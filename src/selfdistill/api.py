@@ -15,16 +15,29 @@ from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.methods import METHODS
-from selfdistill.recipe import Recipe, diff
+from selfdistill.recipe import Recipe, diff, under
 from selfdistill.train import loop
-from selfdistill.train.loop import Interrupted
+from selfdistill.train.faults import Interrupted
 from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = [
+    "METHODS",
+    "Failure",
+    "Interrupted",
+    "Misuse",
+    "Recipe",
+    "Run",
+    "alternate",
+    "diff",
+    "load",
+    "predictor_gap",
+    "pretrain",
+    "recipe_of",
+]
 
 
 def recipe_of(name: str) -> Recipe:
@@ -102,14 +115,22 @@ def alternate(
     )
 
 
+FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")
+"""fields that a resumed run may have otherwise than the run it continues: what is computed is the same, but for the order of sums"""
+
+
 def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:
     if out is None:
         raise Misuse("--resume continues a run folder: name it with --out")
     run = Run(Path(out), module, source)
-    changed = diff(run.recipe, run.recipe.edit([*asked, *settings_of(without)]))
-    if changed:
-        path, was, now = changed[0]
-        raise Misuse(f"--resume with {path}={now}: the run was made with {path}={was} and goes on as it was; leave the setting out")
+    recipe = run.recipe.edit([*asked, *settings_of(without)])
+    for path, was, now in diff(run.recipe, recipe):
+        if not any(under(free, path) for free in FREE):
+            raise Misuse(
+                f"--resume with {path}={now}: the run was made with {path}={was} and goes on as it was; leave the setting out "
+                f"({', '.join(FREE)} may change)"
+            )
+    run.recipe = recipe
     return run
 
 

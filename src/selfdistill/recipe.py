@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import types
-import typing
+import reprlib
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Misuse
 from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.head import DINOHead, Projector
 from selfdistill.parts.loss import Term, global_views
@@ -21,10 +19,24 @@ from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
 from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
+from selfdistill.settings import edited, kind_of, specs_of, yaml_of
 from selfdistill.spec import Spec
 from selfdistill.views.spec import Crops
 
+FORMAT = 1
+"""of recipe.yaml in a run folder and of its checkpoints: raised when a newer one could not be read as an older one is"""
+RECORD = ("format", "versions")
+"""what a run folder's recipe.yaml says beside the recipe: what it was made with"""
 Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
+
+
+class Checkpoint(Spec):
+    """Which checkpoints are kept beside last.ckpt, which always is."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """epochs between those that stay, checkpoints/epoch-N.ckpt; none: only the last"""
+    best: bool = False
+    """keep checkpoints/best.ckpt, of the probe with the highest kNN accuracy (of results the last epoch counts, not the best)"""
 
 
 class Recipe(Spec):
@@ -55,6 +67,11 @@ class Recipe(Spec):
     keep: Literal["student", "teacher"] = "student"
     """whose encoder is evaluated and saved; a teacher without weights of its own is the student"""
 
+    init_from: str | None = None
+    """weights that the encoder starts from: a run folder, timm:NAME (pretrained), a .safetensors or a .pth; none: random"""
+    init_partial: bool = False
+    """accept weights that lack some of the encoder's, which then stay random"""
+
     # Optimisation.
     optimizer: Annotated[SGD | LARS | AdamW, Field(discriminator="kind")] = SGD()
     lr: Rate = Schedule(base=0.05, end=0.0)
@@ -84,6 +101,9 @@ class Recipe(Spec):
     """of a batch, where there are labels to train on"""
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip a file that is no image and list it, or stop at the first"""
+    max_bad_steps: int = Field(10, ge=0)
+    """steps whose loss or gradient is not finite that are passed over; one more stops the run"""
+    checkpoint: Checkpoint = Checkpoint()
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware has it; the loss stays in fp32"""
@@ -161,7 +181,7 @@ class Recipe(Spec):
             first = key.partition(".")[0]
             if slot and first not in Recipe.model_fields and first in _class_at(slot, tree[slot]).model_fields:
                 key = f"{slot}.{key}"
-            tree = _edited(Recipe, tree, key.split("."), value, key)
+            tree = edited(Recipe, tree, key.split("."), value, key)
             if key in Recipe.model_fields and isinstance(tree[key], dict) and tree[key].get("kind") == value:
                 slot = key
         return _validated(tree)
@@ -173,16 +193,27 @@ class Recipe(Spec):
     def from_yaml(cls, path: Path) -> Recipe:
         """Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
         try:
-            tree = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            tree = yaml_of(path.read_text())
+        except (OSError, ValueError) as e:
             raise Misuse(f"{path}: cannot be read as a recipe: {' '.join(str(e).split())}") from e
         if not isinstance(tree, dict):
             raise Misuse(f"{path}: not a recipe: expected fields like method, encoder, teacher")
-        tree.pop("versions", None)  # a run folder's record of what it was made with
+        made = {name: tree.pop(name, None) for name in RECORD}
         try:
+            check_format(made["format"], made["versions"])
             return _validated(tree)
         except Misuse as e:
-            raise Misuse(f"{path}: {e}") from e
+            unknown = [key for key in tree if key not in cls.model_fields]
+            raise Misuse(
+                f"{path}: {e}" + (f" (unknown: {', '.join(map(str, unknown))})" if unknown and made["format"] != FORMAT else "")
+            ) from e
+
+
+def check_format(found: Any, versions: Any = None) -> None:
+    """Raises `Misuse` for a file of a later format. One without was made before there were formats, and is read as it is."""
+    if found is not None and not (isinstance(found, int) and 0 < found <= FORMAT):
+        by = f" by selfdistill {versions['selfdistill']}" if isinstance(versions, dict) and "selfdistill" in versions else ""
+        raise Misuse(f"format={found}{by}: this version reads formats up to {FORMAT}: pip install --upgrade selfdistill")
 
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
@@ -217,82 +248,12 @@ def _validated(tree: dict[str, Any]) -> Recipe:
 
 
 def _problem(error: Any) -> str:
-    kinds = {_kind(cls) for cls in Spec.__subclasses__()}  # pydantic names the member of a union in the path; a user does not
+    kinds = {kind_of(cls) for cls in Spec.__subclasses__()}  # pydantic names the member of a union in the path; a user does not
     path = ".".join(str(p) for p in error["loc"] if p not in kinds)
-    value = "" if isinstance(error["input"], dict) or not path else f"={error['input']}"
+    given = error["input"] if isinstance(error["input"], (str, int, float)) else reprlib.repr(error["input"])  # a list may be long
+    value = "" if isinstance(error["input"], dict) or not path else f"={given}"
     return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
 
 
-def _options(annotation: Any) -> list[Any]:
-    """The members of a union, without Annotated."""
-    if typing.get_origin(annotation) is Annotated:
-        return _options(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [o for member in typing.get_args(annotation) for o in _options(member)]
-    return [annotation]
-
-
-def _specs(annotation: Any) -> list[type[Spec]]:
-    return [o for o in _options(annotation) if isinstance(o, type) and issubclass(o, Spec)]
-
-
-def _kind(cls: type[Spec]) -> str:
-    field = cls.model_fields.get("kind")
-    return str(field.default) if field else ""
-
-
 def _class_at(slot: str, node: Any) -> type[Spec]:
-    return next(cls for cls in _specs(Recipe.model_fields[slot].annotation) if _kind(cls) == node["kind"])
-
-
-def _edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -> Any:
-    """`node`, the dump of a value of type `annotation`, with `value` at the path `names`. `key` is the whole path, for messages."""
-    if not names:
-        return _parsed(annotation, node, value, key)
-    name, rest = names[0], names[1:]
-    here = key.removesuffix("." + ".".join(names)) if key != ".".join(names) else "a recipe"
-    if typing.get_origin(annotation) is dict:
-        of = typing.get_args(annotation)[1]
-        if of is not Any and name not in node:
-            raise Misuse(f"{key}: {here} has no {name}, only {', '.join(node)}")
-        return {**node, name: _edited(of, node.get(name), rest, value, key)}
-    specs = _specs(annotation)
-    if not specs:
-        raise Misuse(f"{key}: {here} is a value and has no field {name}")
-    if node is None:
-        raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={_kind(specs[0]) or '{...}'}")
-    cls = next((c for c in specs if _kind(c) == node.get("kind", "")), specs[0])
-    if name not in cls.model_fields:
-        hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], cutoff=0.5)
-        hint += "".join(f" {here}={_kind(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
-        owner = f"{here}={node['kind']}" if "kind" in node else here
-        fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"
-        raise Misuse(f"{key}: unknown key; {owner} has {fields}.{hint}")
-    annotation = typing.get_type_hints(cls, include_extras=True)[name]
-    return {**node, name: _edited(annotation, node.get(name), rest, value, key)}
-
-
-def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
-    """A command line's word as a value of type `annotation`; pydantic validates it later."""
-    options, specs = _options(annotation), _specs(annotation)
-    literals = [word for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
-    if value in literals or options == [str]:
-        return value
-    if value == "none" and type(None) in options:
-        return None
-    for cls in specs:
-        if value and value == _kind(cls):
-            return cls().model_dump()
-    if Encoder in specs and not value.startswith("{"):
-        return {**node, "name": value, "options": {}}  # options are the named network's
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    if Schedule in specs and not isinstance(parsed, dict):
-        return {**(node or {}), "base": parsed}
-    if specs and not isinstance(parsed, dict):
-        allowed = [_kind(cls) for cls in specs if _kind(cls)] + ["none"] * (type(None) in options)
-        ways = f"allowed: {', '.join(allowed)}" if allowed else f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
-        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, allowed)}")
-    return parsed
+    return next(cls for cls in specs_of(Recipe.model_fields[slot].annotation) if kind_of(cls) == node["kind"])

@@ -18,10 +18,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from selfdistill.errors import Misuse
+from selfdistill.parts.collective import ranks
 from selfdistill.parts.encoder import Backbone
 from selfdistill.parts.head import FrozenAtFirst
 from selfdistill.parts.loss import Output
+from selfdistill.parts.noted import Noted
 from selfdistill.parts.predictor import Learned, Predictor
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
@@ -66,7 +70,8 @@ class Student(nn.Module):
 
 
 class Siamese(nn.Module):
-    """Student, predictor, teacher and loss of a recipe. `train/` calls forward, after_step and param_groups, nothing else."""
+    """Student, predictor, teacher and loss of a recipe. `train/` calls forward, after_step and param_groups,
+    and for a step that is not made `forget`."""
 
     def __init__(self, recipe: Recipe, images: int, encoder: nn.Module | None = None):
         """`images`: how many the data set has. `encoder`: a module of the user's own in place of the recipe's."""
@@ -86,6 +91,11 @@ class Siamese(nn.Module):
         self.split = recipe.teacher.own_weights and all(term.pairs != "cross" for term in recipe.terms.values())
         self.terms = nn.ModuleDict({name: term.build(dim, self.split) for name, term in recipe.terms.items()})
         self.recipe = recipe
+        if recipe.micro_batch(ranks()[1]) == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise Misuse(
+                f"batch_size={recipe.batch_size} is one image for each of {ranks()[1]} devices and accumulate={recipe.accumulate} "
+                "micro-batches, and BatchNorm of one image has no variance: raise batch_size or lower accumulate"
+            )
 
     def forward(self, views: Views, progress: Progress) -> Step:
         z, p, t = self.outputs(views)
@@ -108,6 +118,17 @@ class Siamese(nn.Module):
         self.predictor.update(progress)
         for term in self.terms.children():
             term.update()  # type: ignore[operator]
+
+    def forget(self) -> None:
+        """A step that is not made: drops what its forward passes noted for `after_step`."""
+        for module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, Noted):
+                    value.clear()
+
+    def changed_by_forward(self) -> list[Tensor]:
+        """Statistics of BatchNorm, and a predictor that is solved on each batch; everything else moves in `after_step`."""
+        return [buffer for part in (*self.networks.values(), self.predictor) for buffer in part.buffers()]
 
     @property
     def networks(self) -> dict[str, Student]:

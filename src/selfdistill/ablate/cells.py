@@ -29,7 +29,7 @@ from selfdistill.ablate.table import Measure
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
-from selfdistill.train import loop
+from selfdistill.train import faults, loop
 from selfdistill.train.run import Run, load, write_whole
 from selfdistill.train.trained import predictor_gap
 
@@ -83,7 +83,7 @@ def default_jobs() -> int:
 def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[str]:
     """Trains what is not done, `jobs` at a time, a process of one thread each. Returns what went wrong, a line a cell.
 
-    A signal is passed on: the runs write their checkpoints. Raises `loop.Interrupted` then.
+    A signal is passed on: the runs write their checkpoints. Raises `faults.Interrupted` then.
     """
     waiting = [c for c in merged(cells) if not c.done]
     total, failed = len(waiting), []
@@ -92,7 +92,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
     context.set_forkserver_preload([__name__])  # PyTorch is imported once, not once a run: 5 s each
     running: dict[Any, tuple[Any, Cell, float]] = {}
     passed_on = False
-    with loop.signals() as came:
+    with faults.signals() as came:
         while running or (waiting and not came):
             while waiting and not came and len(running) < jobs:
                 process = context.Process(target=_train, args=(waiting[0],))
@@ -113,7 +113,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
                 passed_on = True
     if came:
         left = sum(not c.done for c in merged(cells))
-        raise loop.Interrupted(came[0], f"{left} of {total} runs are left, those under way are saved: the same command goes on")
+        raise faults.Interrupted(came[0], f"{left} of {total} runs are left, those under way are saved: the same command goes on")
     return failed
 
 
@@ -127,7 +127,7 @@ def _train(c: Cell) -> None:
         try:
             if not c.done:
                 _measure(_trained(c, Console(file=log, width=200)), c.measures)
-        except loop.Interrupted as e:
+        except faults.Interrupted as e:
             print(e, file=log)
             sys.exit(128 + e.signum)
         except (Misuse, Failure, OSError) as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,6 +49,8 @@ def pretrain(
         run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume)
     except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
         raise typer.Exit(said(e, 128 + e.signum)) from e
+    except KeyboardInterrupt as e:  # before the first step or after the last: what there is to save is saved
+        raise typer.Exit(said(KeyboardInterrupt("interrupted; --out DIR --resume goes on with a run that had begun"), 128 + SIGINT)) from e
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _summary(run)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,8 @@ def _views(images: Images, recipe: Recipe, device: torch.device, report: Report,
             if path not in reported:
                 reported.add(path)
                 report(path, reason)
+        if not cut:
+            raise Failure(f"{len(bad)} files in a row could not be read, the last {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
         index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
         yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, epoch)
 
@@ -157,7 +161,7 @@ class _Crops(Dataset[Any]):
         self.sizes = recipe.views.of_each_size(recipe.global_views)
 
     def __getitems__(self, keys: list[Key]) -> tuple[int, Tensor, list[Tensor], Bad]:
-        """(epoch, index [B], crops of each size, files that another had to stand in for)."""
+        """(epoch, index [B], crops of each size, files that another had to stand in for); no crops where none could."""
         bad: Bad = []
         index = torch.tensor([i for _, i in keys])
         crops = [_memory(len(keys), len(views), 3, views[0][1], views[0][1]) for views in self.sizes]
@@ -167,7 +171,7 @@ class _Crops(Dataset[Any]):
             if not len(todo):
                 return keys[0][0], index, crops, bad
             index[todo] = (index[todo] + 1) % len(self.images)
-        raise Failure(f"{len(bad)} files in a row could not be read, the last one {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
+        return keys[0][0], index, [], bad  # given up; said by the process that trains, as an exception would bring its traceback
 
     def _cut(self, epoch: int, index: Tensor, todo: Tensor, crops: list[Tensor], bad: Bad) -> Tensor:
         """Cuts the crops at the places `todo` of the batch; returns those whose file proved unreadable."""
@@ -237,21 +241,40 @@ def _memory(*shape: int) -> Tensor:
 
 def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str) -> Iterator[Any]:
     count = min(os.cpu_count() or 1, 16) if workers == "auto" else int(workers)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=todo,
-            num_workers=count,
-            collate_fn=_as_it_is,
-            worker_init_fn=_one_thread,
-            pin_memory=torch.cuda.is_available(),
-        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=todo,
+        num_workers=count,
+        collate_fn=_as_it_is,
+        worker_init_fn=_worker,
+        pin_memory=torch.cuda.is_available(),
     )
+    with workers_alive():
+        yield from loader
+
+
+@contextmanager
+def workers_alive() -> Iterator[None]:
+    """PyTorch hears of a worker's death by a signal, and raises wherever the process then is, in a backward pass too. Raises `Failure`."""
+    try:
+        yield
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
+            raise
+        raise Failure(
+            f"one of the processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
+            "Fewer need less: workers=2. The last checkpoint is untouched: --resume goes on"
+        ) from e
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _worker(number: int) -> None:
+    """A signal to all processes (Ctrl-C, a queue's SIGTERM) is for the one that saves the run, which needs its workers until then.
+    They end when it does."""
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfdistill.data.folder import HELD_OUT, held_out_tenth
 from selfdistill.data.images import Encoded, Source, picked
-from selfdistill.data.reading import Photo, open_photo, printable
+from selfdistill.data.reading import BadImage, Photo, open_photo, printable
 from selfdistill.errors import Failure, Misuse
 
 PREFIX = "hf:"
@@ -23,12 +23,14 @@ PREFIX = "hf:"
 @final
 @dataclass(frozen=True, eq=False)
 class Rows(Encoded):
-    """Images as rows of a `datasets.Dataset`: table[rows[i]][column] is {bytes, path}."""
+    """Images as rows of a `datasets.Dataset`: table[rows[i]][column] is {bytes, path}. A path is followed inside `roots` alone: a table
+    may come from a stranger."""
 
     name: str
     table: Any
     column: str
     rows: Tensor
+    roots: tuple[str, ...]
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
 
@@ -39,8 +41,14 @@ class Rows(Encoded):
         row = int(self.rows[i])
         cell = self.table[row][self.column]
         if cell["bytes"] is None:
-            return open_photo(Path(cell["path"]))
+            return open_photo(self._inside(str(cell["path"])))
         return open_photo(Path(f"{self.name}[{row}]"), cell["bytes"])
+
+    def _inside(self, path: str) -> Path:
+        real = os.path.realpath(path)
+        if not any(os.path.commonpath([root, real]) == root for root in self.roots):
+            raise BadImage(Path(path), f"outside the data set {self.name}, whose table names it")
+        return Path(real)
 
     def pick(self, rows: Tensor) -> Rows:
         return replace(self, rows=self.rows[rows], labels=picked(self.labels, rows))
@@ -92,4 +100,5 @@ def _rows(datasets: Any, name: str, table: Any) -> Rows:
     label = next((c for c, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)), None)
     labels = None if label is None else torch.tensor([-1 if y is None else y for y in table[label]], dtype=torch.int64)
     classes = () if label is None else tuple(printable(c) for c in kinds[label].names)
-    return Rows(name, table.cast_column(column, datasets.Image(decode=False)), column, torch.arange(len(table)), labels, classes)
+    roots = tuple(os.path.realpath(root) for root in ([name] if os.path.isdir(name) else [datasets.config.HF_CACHE_HOME]))
+    return Rows(name, table.cast_column(column, datasets.Image(decode=False)), column, torch.arange(len(table)), roots, labels, classes)

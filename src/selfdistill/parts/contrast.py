@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather, own, ranks
 from selfdistill.parts.head import FrozenAtFirst, unit_rows
+from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress
 from selfdistill.parts.target import sinkhorn
 from selfdistill.spec import Spec
@@ -76,7 +77,7 @@ class InfoNCELoss(nn.Module):
         super().__init__()
         self.temperature = spec.temperature
         self.register_buffer("queue", F.normalize(torch.randn(spec.queue, dim), dim=1))
-        self._new: list[Tensor] = []
+        self._new: Noted[Tensor] = Noted()
 
     def forward(self, p: Tensor, t: Tensor, pairs: PairList, progress: Progress) -> Tensor:
         p, t = F.normalize(p, dim=-1), F.normalize(t, dim=-1)
@@ -126,7 +127,7 @@ class SwappedLoss(nn.Module):
         self.spec = spec
         self.prototypes = FrozenAtFirst(torch.randn(spec.prototypes, dim) / dim**0.5, spec.frozen_epochs)
         self.register_buffer("queue", torch.zeros(targets, spec.queue, dim))
-        self._new: list[Tensor] = []
+        self._new: Noted[Tensor] = Noted()
         self.update()
 
     def forward(self, p: Tensor, t: Tensor, pairs: PairList, progress: Progress) -> Tensor:

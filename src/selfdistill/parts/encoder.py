@@ -9,7 +9,7 @@ from pydantic import Field
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.spec import Spec
 
 Stem = Literal["7x7", "3x3", "3x3/2"]
@@ -168,7 +168,19 @@ def _checkpoint(net: Any, name: str) -> None:
         raise Misuse(f"encoder.checkpointing=true: encoder={name} cannot; timm's ViTs and most of its convnets can") from e
 
 
-def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Module:
+def pretrained(name: str, spec: Encoder, size: int) -> dict[str, Tensor]:
+    """The weights of timm's pretrained model of that name, which timm fits to `spec`'s channels and options and to the size of the
+    images. Raises `Misuse`, or `Failure` where they cannot be downloaded."""
+    try:
+        return _timm(name, spec, size, spec.options if spec.name.removeprefix("timm:") == name.partition(".")[0] else {}, True).state_dict()
+    except Misuse:
+        raise
+    except Exception as e:  # the hub's and the network's errors share no class
+        why = " ".join(str(e).split())[:200]
+        raise Failure(f"init_from=timm:{name}: the weights cannot be had ({why}): download them elsewhere, and name the file") from e
+
+
+def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any], pretrained: bool = False) -> nn.Module:
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(), before="timm:")
         raise Misuse(f"encoder=timm:{name}: timm {timm.__version__} has no model of that name; timm.list_models() lists all.{hint}")
@@ -177,8 +189,10 @@ def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Mo
     accepted: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
     for sized in accepted:
         try:
-            return _unfused(timm.create_model(name, num_classes=0, in_chans=spec.channels, **sized, **options))
+            return _unfused(timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=spec.channels, **sized, **options))
         except (TypeError, ValueError, AssertionError, RuntimeError) as e:
+            if pretrained and isinstance(e, RuntimeError):
+                raise  # timm has no weights of that name
             problem = e
     raise Misuse(
         f"encoder=timm:{name} cannot be built for {size} x {size} images (views.size={size}) with encoder.options={options}: {problem}"

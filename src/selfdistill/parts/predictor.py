@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather
 from selfdistill.parts.head import Norm, Width, mlp
+from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress
 from selfdistill.spec import Spec
 
@@ -111,7 +112,7 @@ class DirectPredictor(_Linear):
         super().__init__(dim)
         self.spec = spec
         self.register_buffer("F", torch.zeros(dim, dim))
-        self._seen: list[Tensor] = []
+        self._seen: Noted[Tensor] = Noted()
 
     def solve(self, z: Tensor, t: Tensor) -> None:
         """Notes the batch's correlation; W moves after the step."""

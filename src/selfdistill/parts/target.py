@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather, own
+from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.spec import Spec
 
@@ -74,7 +75,7 @@ class CentreTarget(SoftmaxTarget):
         super().__init__(spec.temperature)
         self.m = spec.momentum
         self.register_buffer("centre", torch.zeros(dim))
-        self._sums: list[Tensor] = []
+        self._sums: Noted[Tensor] = Noted()
 
     def forward(self, t: Tensor, progress: Progress) -> Tensor:
         if torch.is_grad_enabled():  # a step of training, which an update will follow

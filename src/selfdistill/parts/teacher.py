@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather
 from selfdistill.parts.loss import Output
+from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.spec import Spec
 
@@ -136,7 +137,7 @@ class ExpectationTeacher(nn.Module):
         self.m = spec.momentum
         self.register_buffer("eta", torch.zeros(images, dim))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
-        self._new: list[tuple[Tensor, Tensor]] = []
+        self._new: Noted[tuple[Tensor, Tensor]] = Noted()
 
     def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
         now = F.normalize(z.cls[: len(crops)].to(self.eta.dtype), dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from selfdistill.train.run import write_whole
+from selfdistill.errors import Failure
+from selfdistill.train.run import rows_of, write_whole
 
 
 class Journal:
@@ -24,17 +26,10 @@ class Journal:
         self.console = console
         file = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
-        kept = []
-        for line in file.read_text().splitlines() if file.exists() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
-                break
-            if row["step"] > step:
-                break
-            kept.append(line)
+        kept = [row for row in rows_of(file) if row["step"] <= step] if step else []  # killed before a checkpoint, a run begins anew
+        for row in kept:
             self.last |= row
-        write_whole(file, "".join(f"{line}\n" for line in kept))
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.lines = file.open("a")
         self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self.bar = Progress(
@@ -54,11 +49,16 @@ class Journal:
         """One object; what was not measurable or not finite is null. aloud: as a line, where there is no bar to look at."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.last |= row
-        self.lines.write(json.dumps(row) + "\n")
-        self.lines.flush()
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
-                self.tensorboard.add_scalar(key, value, row["step"])
+        try:
+            self.lines.write(json.dumps(row) + "\n")
+            self.lines.flush()
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key not in ("step", "epoch"):
+                    self.tensorboard.add_scalar(key, value, row["step"])
+        except OSError as e:
+            raise Failure(
+                f"{self.lines.name}: cannot be written: {e.strerror or e}. The last checkpoint is untouched: make room, then --resume"
+            ) from e
         shown = {"loss": "loss {:.3f}", "output_std": "std {:.2f}", "knn_top1": "kNN {:.3f}", "images_per_second": "{:.0f} images/s"}
         said = "  ".join(form.format(self.last[key]) for key, form in shown.items() if self.last.get(key) is not None)
         self.bar.update(self.task, completed=row["step"], epoch=f"{row['epoch']:.1f}", said=said)
@@ -70,5 +70,6 @@ class Journal:
 
     def close(self) -> None:
         self.bar.stop()
-        self.lines.close()
-        self.tensorboard.close()
+        for file in (self.lines, self.tensorboard):
+            with suppress(OSError):  # a full disk, which was said before
+                file.close()

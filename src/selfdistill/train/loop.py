@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from selfdistill.data.images import Pixels, Source
-from selfdistill.data.loader import training_views
+from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.schedule import Progress
@@ -25,18 +23,13 @@ from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.allocator import keep_freed_memory
+from selfdistill.train.faults import Guard, Interrupted, all_present, signals
+from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal
+from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Clocked, Monitor, test_errors
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
 from selfdistill.views.draw import mix
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came; the run is saved and can go on."""
-
-    def __init__(self, signum: int, how_to_go_on: str):
-        super().__init__(how_to_go_on)
-        self.signum = signum
 
 
 def pretrain(
@@ -53,13 +46,19 @@ def pretrain(
     Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
+    meeting = meet_on_loopback(recipe.devices)
     fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
     fabric.launch()
     recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share
     fabric.seed_everything(recipe.seed, verbose=False)
     steps_per_epoch = len(source.train) // recipe.batch_size
     total = recipe.epochs * steps_per_epoch
-    siamese = Siamese(recipe, len(source.train), encoder).to(memory_format=torch.channels_last)
+    console = console or Console()
+    given = encoder
+    if recipe.init_from and not (resume and out and Run(out).checkpoint.exists()):
+        given, said = initialised(recipe, encoder)
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    siamese = Siamese(recipe, len(source.train), given).to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         siamese = nn.SyncBatchNorm.convert_sync_batchnorm(siamese)  # statistics of the whole batch, as all the papers have them
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
@@ -72,9 +71,10 @@ def pretrain(
         fabric.barrier()
     assert out is not None
     run = Run(out, encoder, source)
-    start = checkpoint.load(run.checkpoint, siamese, optimizer, fabric.device) if resume else 0
-    keeper = checkpoint.Keeper(run.checkpoint, writes=fabric.is_global_zero)
-    console = console or Console()
+    how = f"selfdistill pretrain {recipe.method} --out {out} --resume"
+    start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
+    keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
+    guard = Guard(siamese, recipe, source.train, out, passed_over)
 
     def bad(path: Path, reason: str) -> None:
         if recipe.on_bad_image == "error":
@@ -84,7 +84,7 @@ def pretrain(
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
     monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
     try:
-        with signals() as came, _denormals_flushed():
+        with signals() as came, all_present(fabric, how), workers_alive(), _denormals_flushed():
             if monitor and start == 0:
                 monitor.before(siamese)
             for step in range(start, total):
@@ -92,30 +92,34 @@ def pretrain(
                 lr = set_schedules(optimizer, recipe, now)
                 # What a layer draws (dropout, drop path) is a function of seed and step, so that a resume draws the same.
                 torch.manual_seed(int(mix(torch.tensor(recipe.seed * 1_000_003 + step)) >> 1) + fabric.global_rank)
+                guard.remember()
+                losses = []
                 for micro in range(recipe.accumulate):
                     with fabric.no_backward_sync(model, enabled=micro < recipe.accumulate - 1):
                         made: Step = model(next(views), now)
                         fabric.backward(made.loss / recipe.accumulate)
-                _clip(model, recipe)
-                _freeze(optimizer, now)
-                optimizer.step()
+                        losses.append(made.loss.detach())
+                after = Progress(step + 1, steps_per_epoch, recipe.epochs)
+                if guard.passes(step + 1, torch.stack(losses).mean(), fabric, came):  # else all is as before the step
+                    _clip(model, recipe)
+                    _freeze(optimizer, now)
+                    optimizer.step()
+                    siamese.after_step(after)
                 optimizer.zero_grad(set_to_none=True)
-                now = Progress(step + 1, steps_per_epoch, recipe.epochs)
-                siamese.after_step(now)
-                if monitor:
-                    monitor.after(now, made, lr, siamese)
-                last = now.step == total
-                if last or came or keeper.due():
-                    keeper.save(siamese, optimizer, now.step)
-                if came and not last:
-                    how = f"selfdistill pretrain {recipe.method} --out {out} --resume"
-                    raise Interrupted(came[0], f"saved at step {now.step} of {total}. Go on with: {how}")
+                knn = monitor.after(after, made, lr, siamese) if monitor else None
+                last = after.step == total
+                keeper.after(after, siamese, optimizer, guard.bad, knn, asked=last or guard.signum > 0)
+                if guard.signum and not last:
+                    fabric.barrier()  # a process that ends takes the others with it: not before the checkpoint is written
+                    raise Interrupted(guard.signum, f"saved at step {after.step} of {total}. Go on with: {how}")
     finally:
         if monitor:
             monitor.journal.close()
     if monitor:
         _finish(run, siamese, monitor.journal)
-    fabric.barrier()
+    with all_present(fabric, how):
+        fabric.barrier()
+    del meeting  # not before: the processes talk through it
     return run
 
 
@@ -152,21 +156,6 @@ def _denormals_flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(flushed)
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """The signals that came, SIGINT and SIGTERM: the loop looks between two steps, so a step is whole or not made."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came  # only the main thread may handle signals
-        return
-    old = {s: signal.signal(s, lambda signum, frame: came.append(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
 
 
 def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:

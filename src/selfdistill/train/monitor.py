@@ -78,13 +78,13 @@ class Monitor:
         self.journal.log({"step": 0, "epoch": 0.0, **self.knn(siamese)})
         self.logged = time.perf_counter()
 
-    def after(self, now: Progress, made: Step, lr: float, siamese: Siamese) -> None:
-        """Called after every step, `now` counting it; most calls only count."""
+    def after(self, now: Progress, made: Step, lr: float, siamese: Siamese) -> float | None:
+        """Called after every step, `now` counting it; most calls only count. A probe answers with the kNN accuracy."""
         self.steps += 1
         epoch = now.step // now.steps_per_epoch
         probing = now.at_epoch_end and (epoch % self.every == 0 or epoch == now.epochs)
         if not (probing or now.step % self.recipe.log_every == 0 or now.step == 1):
-            return
+            return None
         row: dict[str, Any] = {"step": now.step, "epoch": round(now.epoch, 4), "loss": float(made.loss.detach()), "lr": lr}
         seconds = time.perf_counter() - self.logged
         row["images_per_second"] = round(self.steps * self.recipe.batch_size / seconds, 1)
@@ -101,6 +101,7 @@ class Monitor:
             self.journal.say(f"epoch {epoch}: {row['because']}")
             self.state = row["verdict"]
         self.steps, self.logged = 0, time.perf_counter()
+        return row.get("knn_top1")
 
     @torch.no_grad()
     def knn(self, siamese: Siamese) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import torch
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse
+from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import preset_for, with_preset
 from selfdistill.recipe import Recipe
+from selfdistill.train.run import labelled
 
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[str]]:
@@ -34,11 +36,30 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
             f"batch_size={recipe.batch_size} is larger than the data: {recipe.data} has {len(source.train)} training images. "
             f"Set batch_size={max(2, len(source.train) // 4)} or less"
         )
+    _queues_fit(recipe, len(source.train))
+    if recipe.checkpoint.best:
+        labelled(source)  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
         recipe = recipe.edit([f"projector.out={len(source.train.classes) or 1}"])  # a classifier
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
     return recipe, source, lines
+
+
+def _queues_fit(recipe: Recipe, images: int) -> None:
+    """Raises `Misuse` for a queue that holds an image's own earlier views, and for codes of too few samples."""
+    for name, term in recipe.terms.items():
+        loss = term.loss
+        if isinstance(loss, InfoNCE | Swapped) and loss.queue > images:
+            raise Misuse(
+                f"terms.{name}.loss.queue={loss.queue} is longer than the data: {recipe.data} has {images} training images, and a queue is "
+                f"of others, not of an image's own earlier views. Set it to {images // 2} or less"
+            )
+        if isinstance(loss, Swapped) and loss.prototypes > (samples := recipe.batch_size // recipe.accumulate + loss.queue):
+            raise Misuse(
+                f"terms.{name}.loss.prototypes={loss.prototypes}: a micro-batch with its queue is {samples} samples, which cannot be "
+                f"shared out equally among more prototypes (SwAV Sec. 3.1). Set it to {samples // 2} or less, or give a queue"
+            )
 
 
 def has_bf16() -> bool:

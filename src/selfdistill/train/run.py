@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import yaml
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.encoder import Backbone
-from selfdistill.recipe import Recipe
+from selfdistill.recipe import FORMAT, Recipe
+from selfdistill.train.weights import fill, tensors
 
 
 class Run:
@@ -48,9 +48,8 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        """The lines of metrics.jsonl; one that a kill cut in two is left out, as --resume leaves it out."""
+        return rows_of(self.path / "metrics.jsonl")
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class Run:
         if not file.exists():
             raise Misuse(f"{self.path}: no backbone.safetensors: the run has not ended; --resume continues it")
         built = self._untrained()
-        built.net.load_state_dict(safetensors.torch.load_file(file))
+        fill(built.net, tensors(file), file)
         return built.eval()
 
     def _untrained(self) -> Backbone:
@@ -151,6 +150,17 @@ def versions() -> dict[str, str]:
     }
 
 
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, up to the first that is not whole."""
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 def new_folder(out: Path | None, stem: str) -> Path:
     """Where a run will go, not made yet: `out`, or runs/STEM-N, the next free. Raises `Misuse` if it exists."""
     if out is None:
@@ -162,13 +172,18 @@ def new_folder(out: Path | None, stem: str) -> Path:
 
 
 def make_folder(out: Path, recipe: Recipe) -> None:
-    """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
-    made = [p for p in (out, *out.absolute().parents) if not p.exists()]
+    """The run folder with its recipe.yaml, made beside and renamed, so that a run that was killed is there or is not. Raises
+    `Misuse` and leaves nothing where it cannot be written."""
+    made = [p for p in out.absolute().parents if not p.exists()]
+    beside = out.with_name(f".{out.name}.part")
     try:
-        (out / "checkpoints").mkdir(parents=True)
-        write_whole(out / "recipe.yaml", recipe.to_yaml() + yaml.safe_dump({"versions": versions()}, sort_keys=False))
+        shutil.rmtree(beside, ignore_errors=True)
+        (beside / "checkpoints").mkdir(parents=True)
+        record = yaml.safe_dump({"format": FORMAT, "versions": versions()}, sort_keys=False)
+        write_whole(beside / "recipe.yaml", recipe.to_yaml() + record)
+        os.rename(beside, out)
     except (OSError, Failure) as e:
-        for folder in made:
+        for folder in (beside, *made):
             shutil.rmtree(folder, ignore_errors=True)
         raise Misuse(f"--out {out}: cannot be written ({e.strerror or e if isinstance(e, OSError) else e}): name another folder") from e
 

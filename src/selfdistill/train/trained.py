@@ -10,8 +10,8 @@ from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.metrics import ExpectationGap, expectation_gap
 from selfdistill.errors import Misuse
 from selfdistill.siamese import Siamese
-from selfdistill.train.checkpoint import read
 from selfdistill.train.run import Run
+from selfdistill.train.weights import fill, read
 from selfdistill.views.augment import views_of_pixels
 
 SEED = 2**31 - 1
@@ -23,7 +23,7 @@ def siamese_of(run: Run) -> Siamese:
     if not run.checkpoint.exists():
         raise Misuse(f"{run.path}: no {run.checkpoint.name}: the run has not come so far; --resume continues it")
     siamese = Siamese(run.recipe, len(run.source.train), run.own_encoder)
-    siamese.load_state_dict(read(run.checkpoint, torch.device("cpu"))["model"])
+    fill(siamese, read(run.checkpoint, torch.device("cpu")).get("model"), run.checkpoint)
     return siamese.eval()
 
 

@@ -1,0 +1,103 @@
+"""`key=value`: a word of the command line at a path of fields, and YAML that may come from a stranger."""
+
+from __future__ import annotations
+
+import types
+import typing
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.parts.encoder import Encoder
+from selfdistill.parts.schedule import Schedule
+from selfdistill.spec import Spec
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data. No aliases: ten lines of them are a billion values once they are printed."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken: write the value out")
+        return super().compose_node(parent, index)
+
+
+def yaml_of(text: str) -> Any:
+    """Plain data from YAML: no tag makes an object. Raises `ValueError` for all that a text can do to the parser."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as e:  # ValueError: the 31st of a month that has 30
+        raise ValueError(" ".join(str(e).split())) from e
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union, without Annotated."""
+    if typing.get_origin(annotation) is Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [o for member in typing.get_args(annotation) for o in _options(member)]
+    return [annotation]
+
+
+def specs_of(annotation: Any) -> list[type[Spec]]:
+    return [o for o in _options(annotation) if isinstance(o, type) and issubclass(o, Spec)]
+
+
+def kind_of(cls: type[Spec]) -> str:
+    field = cls.model_fields.get("kind")
+    return str(field.default) if field else ""
+
+
+def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -> Any:
+    """`node`, the dump of a value of type `annotation`, with `value` at the path `names`. `key` is the whole path, for messages."""
+    if not names:
+        return _parsed(annotation, node, value, key)
+    name, rest = names[0], names[1:]
+    here = key.removesuffix("." + ".".join(names)) if key != ".".join(names) else "a recipe"
+    if typing.get_origin(annotation) is dict:
+        of = typing.get_args(annotation)[1]
+        if of is not Any and name not in node:
+            raise Misuse(f"{key}: {here} has no {name}, only {', '.join(node)}")
+        return {**node, name: edited(of, node.get(name), rest, value, key)}
+    specs = specs_of(annotation)
+    if not specs:
+        raise Misuse(f"{key}: {here} is a value and has no field {name}")
+    if node is None:
+        raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={kind_of(specs[0]) or '{...}'}")
+    cls = next((c for c in specs if kind_of(c) == node.get("kind", "")), specs[0])
+    if name not in cls.model_fields:
+        hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], cutoff=0.5)
+        hint += "".join(f" {here}={kind_of(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
+        owner = f"{here}={node['kind']}" if "kind" in node else here
+        fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"
+        raise Misuse(f"{key}: unknown key; {owner} has {fields}.{hint}")
+    annotation = typing.get_type_hints(cls, include_extras=True)[name]
+    return {**node, name: edited(annotation, node.get(name), rest, value, key)}
+
+
+def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
+    """A command line's word as a value of type `annotation`; pydantic validates it later."""
+    options, specs = _options(annotation), specs_of(annotation)
+    literals = [word for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
+    if value in literals or options == [str]:
+        return value
+    if value == "none" and type(None) in options:
+        return None
+    for cls in specs:
+        if value and value == kind_of(cls):
+            return cls().model_dump()
+    if Encoder in specs and not value.startswith("{"):
+        return {**node, "name": value, "options": {}}  # options are the named network's
+    try:
+        parsed = yaml_of(value)
+    except ValueError:
+        parsed = value
+    if Schedule in specs and not isinstance(parsed, dict):
+        return {**(node or {}), "base": parsed}
+    if specs and not isinstance(parsed, dict):
+        allowed = [kind_of(cls) for cls in specs if kind_of(cls)] + ["none"] * (type(None) in options)
+        ways = f"allowed: {', '.join(allowed)}" if allowed else f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
+        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, allowed)}")
+    return parsed

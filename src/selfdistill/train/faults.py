@@ -1,0 +1,129 @@
+"""What may go wrong while a run trains: numbers that are not finite, a signal, a process that is gone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from selfdistill.data.images import Images
+from selfdistill.data.loader import micro_batches, visible_labels
+from selfdistill.errors import Failure
+from selfdistill.recipe import Recipe
+from selfdistill.siamese import Siamese
+from selfdistill.train.run import write_whole
+
+SAVING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""signals that end a run after saving it: Ctrl-C, a system that shuts down, a queue that wants the machine back (SLURM)"""
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of `SAVING` came; the run is saved and can go on."""
+
+    def __init__(self, signum: int, how_to_go_on: str):
+        super().__init__(how_to_go_on)
+        self.signum = signum
+
+
+class Guard:
+    """Passes over a step whose loss or gradient is not finite: nothing of it stays but its number and its images.
+
+    Whether all is well is read once a step, on all ranks alike. On a GPU that is the one wait for the device that a step has: after
+    the backward pass, when nothing is left to be computed before the optimiser; what it costs is the launch of the optimiser's
+    first kernels.
+    """
+
+    def __init__(self, siamese: Siamese, recipe: Recipe, images: Images, folder: Path, bad: list[int]):
+        """bad: the steps passed over so far, of a run that goes on."""
+        self.siamese, self.recipe, self.images, self.folder, self.bad = siamese, recipe, images, folder, bad
+        self.before = [[b.clone() for b in alike] for alike in self._alike()]
+        self.signum = 0
+
+    def remember(self) -> None:
+        """Before a step: what its forward passes will change."""
+        for kept, now in zip(self.before, self._alike(), strict=True):
+            torch._foreach_copy_(kept, now)
+
+    def passes(self, step: int, loss: Tensor, fabric: Fabric, came: list[int]) -> bool:
+        """Whether the step may be made; if not, the model is as it was before. step: its number, from 1 as in metrics.jsonl.
+
+        `signum` is then the signal that came to any rank, 0 for none. Raises `Failure` at one bad step too many.
+        """
+        norm = nn.utils.get_total_norm([p.grad for p in self.siamese.parameters() if p.grad is not None])
+        said = torch.stack([~(loss.detach().float() + norm).isfinite(), torch.tensor(came[0] if came else 0, device=norm.device)])
+        if fabric.world_size > 1:
+            dist.all_reduce(said, dist.ReduceOp.MAX)
+        bad, self.signum = said.tolist()
+        if not bad:
+            return True
+        for kept, now in zip(self.before, self._alike(), strict=True):
+            torch._foreach_copy_(now, kept)
+        self.siamese.forget()
+        self.bad.append(step)
+        self._note(step, float(loss.detach()), float(norm), writes=fabric.is_global_zero)
+        return False
+
+    def _note(self, step: int, loss: float, norm: float, writes: bool) -> None:
+        file = self.folder / "bad_steps" / f"{step}.json"
+        if writes:
+            batches = micro_batches(self.recipe, len(self.images), step - 1, visible=visible_labels(self.images, self.recipe))
+            ids = [int(i) for _ in range(self.recipe.accumulate) for i in next(batches)[1]]
+            file.parent.mkdir(exist_ok=True)
+            found = {"loss": str(loss), "gradient_norm": str(norm)}  # JSON has no nan
+            write_whole(file, json.dumps({"step": step, **found, "images": ids}) + "\n")
+        if len(self.bad) > self.recipe.max_bad_steps:
+            raise Failure(
+                f"step {step}: loss {loss}, gradient norm {norm}: {len(self.bad)} steps were not finite, and max_bad_steps="
+                f"{self.recipe.max_bad_steps}. {file} names the step's images; the last checkpoint is from before. "
+                "Lower lr, add a warm-up (lr.warmup=10) or clip gradients (clip={norm: 3})"
+            )
+
+    def _alike(self) -> list[list[Tensor]]:
+        """Buffers that a forward pass changes, those of one type together: a kernel for each type, not for each tensor."""
+        found: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in self.siamese.changed_by_forward():
+            found.setdefault(buffer.dtype, []).append(buffer)
+        return list(found.values())
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The signals of `SAVING` that came: the loop looks between two steps, so a step is whole or not made."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # only the main thread may handle signals
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+
+    old = {s: signal.signal(s, note) for s in SAVING}
+    try:
+        yield came
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+@contextmanager
+def all_present(fabric: Fabric, how_to_go_on: str) -> Iterator[None]:
+    """A process that waits for one that is gone hears of it from the network. Raises `Failure`."""
+    try:
+        yield
+    except RuntimeError as e:
+        lost = isinstance(e, dist.DistError) or "gloo" in str(e) or "onnection" in str(e)
+        if fabric.world_size == 1 or not lost:
+            raise
+        raise Failure(
+            f"process {fabric.global_rank} of {fabric.world_size} lost another one, which was killed or failed: see its own message "
+            f"({' '.join(str(e).split())[:120]}). The last checkpoint is untouched. Go on with: {how_to_go_on}"
+        ) from e
