@@ -1,5 +1,6 @@
 """Backbones: any timm model, ResNets for small images, a small ResNet for CPUs, any module from Python."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.spec import Spec
 
 Stem = Literal["7x7", "3x3", "3x3/2"]
@@ -88,6 +89,21 @@ class Backbone(nn.Module):
                 hook.remove()
         return net.forward_head(h, pre_logits=True), h[:, net.num_prefix_tokens :]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """[B, F, h, w] of square images: a ViT's patch tokens at their places, a convnet's last feature map.
+        Raises `Misuse` where the network has none, or takes no images of this size."""
+        net: Any = self.net
+        if not hasattr(net, "forward_features"):
+            raise Misuse(f"{type(net).__name__} has no forward_features, of which a map could be made: use a model of timm or a ResNet")
+        try:
+            h = net.forward_features(x)
+        except (AssertionError, RuntimeError) as e:
+            raise Misuse(f"{type(net).__name__} does not take images of {x.shape[-2]} x {x.shape[-1]} pixels: {e}") from e
+        if h.ndim == 3:
+            h = h[:, net.num_prefix_tokens :].mT  # [B, F, n]
+            return h.unflatten(2, (math.isqrt(h.shape[2]), -1))
+        return h.permute(0, 3, 1, 2) if str(getattr(net, "output_fmt", "NCHW")) == "NHWC" else h
+
 
 class SmallResNet(nn.Module):
     """One basic block per width, each after the first at half the resolution. At the default widths 1.2 M parameters, some 20
@@ -111,8 +127,11 @@ class SmallResNet(nn.Module):
             elif isinstance(module, BasicBlock) and zero_init_residual:
                 module.zero_init_last()
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.blocks(self.maxpool(self.act1(self.bn1(self.conv1(x)))))  # [B, F, h, w], F the last width
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.maxpool(self.act1(self.bn1(self.conv1(x))))).mean((2, 3))  # [B, F], F the last width
+        return self.forward_features(x).mean((2, 3))  # [B, F]
 
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -161,6 +180,8 @@ def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Mo
     for sized in accepted:
         try:
             return _unfused(timm.create_model(name, num_classes=0, in_chans=spec.channels, **sized, **options))
+        except OSError as e:  # pretrained weights that are neither here nor to be fetched
+            raise Failure(f"encoder=timm:{name}: its weights cannot be fetched: {' '.join(str(e).split())[:300]}") from e
         except (TypeError, ValueError, AssertionError, RuntimeError) as e:
             problem = e
     raise Misuse(

@@ -20,6 +20,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
@@ -82,7 +83,7 @@ def pretrain(
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
     monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
     try:
-        with _signals() as came, _denormals_flushed():
+        with _signals() as came, denormals_flushed():
             if monitor and start == 0:
                 monitor.before(siamese)
             for step in range(start, total):
@@ -139,17 +140,6 @@ def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
         if now.epoch < group["frozen_epochs"]:
             for p in group["params"]:
                 p.grad = None
-
-
-@contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """A collapsed run's gradients are denormal, and a CPU is 2 to 3 times slower at those. Restored after: it is the process's."""
-    flushed = bool(torch.tensor(5e-324, dtype=torch.float64) * 1 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
 
 
 @contextmanager
