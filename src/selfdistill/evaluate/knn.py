@@ -31,13 +31,15 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     queries = F.normalize(queries.float(), dim=1)
     best = queries.new_full((len(queries), k), -torch.inf)
     place = torch.zeros_like(best, dtype=torch.long)
-    for start in range(0, len(bank), BANK):
-        part = F.normalize(bank[start : start + BANK].float(), dim=1).T  # [F, n]
+    chunks = -(-len(bank) // BANK)
+    for c in range(chunks):
+        # A chunk is spread over the bank: banks come sorted by class, and then each would bring some query k new neighbours.
+        part = F.normalize(bank[c::chunks].float(), dim=1).T  # [F, n]
         for i in range(0, len(queries), QUERIES):
             rows = slice(i, i + QUERIES)
             similarity, where = _candidates(queries[rows] @ part, best[rows, -1:], k)
             best[rows], kept = torch.cat([best[rows], similarity], 1).topk(k)
-            place[rows] = torch.cat([place[rows], where + start], 1).gather(1, kept)
+            place[rows] = torch.cat([place[rows], c + chunks * where], 1).gather(1, kept)
     return best, place
 
 

@@ -120,7 +120,7 @@ def _read(pairs: list[tuple[Path, Path]], size: int, channels: int) -> Masked:
         if of.mode not in ("L", "P", "1") or of.size != picture.size:
             raise Misuse(f"{mask}: a {of.mode} image of {of.size}; wanted 8-bit class ids of {image.name}'s size, {picture.size}")
         side = min(picture.size)
-        left, top = ((n - side) // 2 for n in picture.size)
+        left, top = ((length - side) // 2 for length in picture.size)
         box = (left, top, left + side, top + side)
         square = picture.resize((size, size), Image.Resampling.BILINEAR, box=box).convert("L" if channels == 1 else "RGB")
         images[n] = torch.from_numpy(np.array(square)).view(size, size, -1).permute(2, 0, 1)
