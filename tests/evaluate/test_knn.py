@@ -46,7 +46,7 @@ def test_however_it_is_cut_the_nearest_are_the_nearest(n, q, k, bank, queries, b
     g = torch.Generator().manual_seed(seed)
     x, y, k = torch.randn(n, 4, generator=g), torch.randn(q, 4, generator=g), min(k, n)
     if copies:
-        x[n // 2 :] = x[: n - n // 2]
+        x[n // 2 :] = x[: n - n // 2].clone()
     similarity = F.normalize(y.double()) @ F.normalize(x.double()).T
     with mock.patch.multiple(knn, BANK=bank, QUERIES=queries, BLOCK=block):
         found, place = knn.nearest(x, y, k)

@@ -40,8 +40,8 @@ def evaluate(
     if not names:
         raise Misuse("evaluate what? Name a run folder, or raw-pixels, random-init or timm:NAME with data=...")
     own = [s for s in settings if is_protocol_setting(s)]
-    own += [f"knn.{key}={value}" for key, value in (("ks", k and [k]), ("temperature", temperature)) if value is not None]
-    protocols = protocols_of(protocol.split(","), own)
+    own += [f"knn.{key}={value}" for key, value in (("ks", None if k is None else [k]), ("temperature", temperature)) if value is not None]
+    protocols = protocols_of(map(str.strip, protocol.split(",")), own)
     subjects = [subject_of(name, [s for s in settings if s not in own]) for name in names]
     subjects = [subject.on(to) for subject in subjects] if to else subjects
     found: list[dict[str, Any]] = []

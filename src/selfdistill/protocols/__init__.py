@@ -48,21 +48,15 @@ def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str
         known = PROTOCOLS[name].model_fields
         if not eq or field not in known:
             raise Misuse(f"{setting}: {name} has {', '.join(known)}.{did_you_mean(field, known, f'{name}.')}")
-        fields[name][field] = _parsed(field, value)
+        try:
+            fields[name][field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            fields[name][field] = value
     try:
         return {name: PROTOCOLS[name].model_validate(of) for name, of in fields.items()}
     except ValidationError as e:
         name = e.title.lower()
         raise Misuse("; ".join(f"{'.'.join(map(str, (name, *p['loc'][:1])))}={p['input']}: {p['msg']}" for p in e.errors())) from e
-
-
-def _parsed(field: str, value: str) -> Any:
-    if field == "optimizer":
-        return {"kind": value}
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
 
 
 def is_protocol_setting(word: str) -> bool:

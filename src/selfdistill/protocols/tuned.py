@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selfdistill.errors import Misuse
 from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
-from selfdistill.parts.optim import SGD, AdamW
+from selfdistill.parts.optim import AdamW
 from selfdistill.protocols.frozen import Count, Found, Protocol, Rates
 from selfdistill.protocols.subject import Subject
 from selfdistill.views.draw import balanced
@@ -22,12 +22,14 @@ class Tuning(Protocol):
     rates: Rates = finetune.RATES
     """learning rates for a batch of 256, to be chosen from"""
     batch_size: Annotated[int, Field(ge=2)] = 256
-    optimizer: Annotated[SGD | AdamW, Field(discriminator="kind")] = SGD(nesterov=True)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with Nesterov's momentum 0.9 (SimCLR, BYOL)"""
     seed: int = 0
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        how = {name: getattr(self, name) for name in ("rates", "batch_size", "optimizer", "seed")}
-        return {**how, "views": subject.recipe.views, "bf16": subject.recipe.precision == "bf16"}
+        how = {name: getattr(self, name) for name in ("rates", "batch_size", "seed")}
+        optimizer = finetune.NESTEROV if self.optimizer == "sgd" else AdamW()
+        return {**how, "optimizer": optimizer, "views": subject.recipe.views, "bf16": subject.recipe.precision == "bf16"}
 
 
 class Finetune(Tuning):
