@@ -133,3 +133,32 @@ def test_compiled_is_the_same_function_with_the_same_state(name, blocks):
     if blocks > 1:  # masked passes go through the blocks too
         tokens = encoder.tokens(x, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(encoder.dim))[1]
         assert tokens.shape == (2, 4, encoder.dim)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid", "options"),
+    [
+        ("resnet-small", 28, 4, {}),
+        ("resnet18", 64, 2, {}),
+        ("timm:convnext_atto", 64, 2, {}),
+        ("timm:swin_tiny_patch4_window7_224", 112, 4, {}),
+        ("timm:vit_tiny_patch16_224", 14, 7, {"patch_size": 2, "depth": 1}),
+    ],
+)
+def test_maps_are_the_features_at_each_place(name, size, grid, options):
+    """A convnet's and a Swin's pool to the features, up to a last norm; a ViT's are its patch tokens, row by row."""
+    encoder = Encoder(name=name, options=options).build(size).eval()
+    x = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        maps = encoder.maps(x)
+        assert maps.shape == (2, encoder.dim, grid, grid)
+        if "vit" in name:
+            assert torch.equal(maps.flatten(2).mT, encoder.tokens(x)[1])
+            assert encoder.maps(torch.rand(1, 3, 2 * size, 2 * size)).shape[2:] == (2 * grid, 2 * grid)
+        elif "convnext" not in name:
+            torch.testing.assert_close(maps.mean((2, 3)), encoder(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_module_without_maps_says_so():
+    with pytest.raises(Misuse, match="no forward_features"):
+        Backbone(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 3, 2).maps(torch.rand(1, 3, 2, 2))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfdistill.api import (
         METHODS,
+        PROTOCOLS,
         Failure,
         Interrupted,
         Misuse,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         alternate,
         diff,
         load,
+        measure,
         predictor_gap,
         pretrain,
         recipe_of,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "PROTOCOLS",
     "Failure",
     "Interrupted",
     "Misuse",
@@ -33,6 +36,7 @@ __all__ = [
     "alternate",
     "diff",
     "load",
+    "measure",
     "predictor_gap",
     "pretrain",
     "recipe_of",

@@ -17,6 +17,8 @@ from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.methods import METHODS
+from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
+from selfdistill.protocols.subject import subject_of
 from selfdistill.recipe import Recipe, diff, under
 from selfdistill.train import loop
 from selfdistill.train.faults import Interrupted
@@ -26,6 +28,7 @@ from selfdistill.train.trained import predictor_gap
 
 __all__ = [
     "METHODS",
+    "PROTOCOLS",
     "Failure",
     "Interrupted",
     "Misuse",
@@ -34,6 +37,7 @@ __all__ = [
     "alternate",
     "diff",
     "load",
+    "measure",
     "predictor_gap",
     "pretrain",
     "recipe_of",
@@ -94,6 +98,20 @@ def pretrain(
         for line in lines:
             console.print(f"  {line}", soft_wrap=True, highlight=False)
     return loop.pretrain(recipe, source, path, False, module, console)
+
+
+def measure(what: str | Path | Run, *words: str, to: str | Path | None = None, **settings: Any) -> dict[str, dict[str, Any]]:
+    """What `selfdistill evaluate` measures: for each protocol named in `words`, its results, settings and choices; see `protocols`.
+
+    what: a run or its folder, "raw-pixels", "random-init" or "timm:NAME" with data= and other settings of a recipe. words: protocols,
+    and their own settings, "knn.temperature=0.1". to: another data set for the same network. A run's results are written to its
+    evaluation.json too. Raises `Misuse`.
+    """
+    names = [word for word in words if "=" not in word]
+    asked = [*(word for word in words if "=" in word), *(f"{key}={_word(value)}" for key, value in settings.items())]
+    protocols = protocols_of(names, filter(is_protocol_setting, asked))
+    subject = subject_of(what, [setting for setting in asked if not is_protocol_setting(setting)])
+    return evaluate(subject.on(str(to)) if to else subject, protocols)
 
 
 def alternate(

@@ -1,5 +1,7 @@
 """Weighted kNN against scikit-learn's, on the same features, to the last prediction."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -28,11 +30,40 @@ def test_equals_scikit_learn(n, q, dim, k, seed):
     assert (knn.knn_predict(bank, labels, queries, k).numpy() == expected).all()
 
 
-def test_chunks_do_not_change_the_answer(monkeypatch):
-    bank, labels, queries = torch.randn(50, 4), torch.arange(50) % 5, torch.randn(33, 4)
-    whole = knn.knn_predict(bank, labels, queries, 7)
-    monkeypatch.setattr(knn, "CHUNK", 120)
-    assert torch.equal(knn.knn_predict(bank, labels, queries, 7), whole)
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 90),
+    q=st.integers(1, 20),
+    k=st.integers(1, 90),
+    bank=st.integers(1, 40),
+    queries=st.integers(1, 8),
+    block=st.integers(1, 9),
+    copies=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_however_it_is_cut_the_nearest_are_the_nearest(n, q, k, bank, queries, block, copies, seed):
+    """Against a full sort in float64, also where half the bank is there twice, and as if there were one chunk."""
+    g = torch.Generator().manual_seed(seed)
+    x, y, k = torch.randn(n, 4, generator=g), torch.randn(q, 4, generator=g), min(k, n)
+    if copies:
+        x[n // 2 :] = x[: n - n // 2].clone()
+    similarity = F.normalize(y.double()) @ F.normalize(x.double()).T
+    with mock.patch.multiple(knn, BANK=bank, QUERIES=queries, BLOCK=block):
+        found, place = knn.nearest(x, y, k)
+    torch.testing.assert_close(found.double(), similarity.sort(1, descending=True).values[:, :k], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.double(), similarity.gather(1, place), atol=1e-5, rtol=0)
+    assert all(len(row.unique()) == k for row in place)
+    if not copies:
+        assert torch.equal(place, knn.nearest(x, y, k)[1])
+
+
+def test_all_k_from_one_search_are_each_alone():
+    g = torch.Generator().manual_seed(1)
+    bank, labels, queries = torch.randn(300, 6, generator=g), torch.arange(300) % 4, torch.randn(100, 6, generator=g)
+    targets = torch.arange(100) % 4
+    together = knn.knn_accuracies(bank, labels, queries, targets, (1, 20, 200))
+    assert together == {k: knn.knn_accuracy(bank, labels, queries, targets, k) for k in (1, 20, 200)}
+    assert len(set(together.values())) == 3
 
 
 def test_a_bank_knows_itself_and_length_does_not_matter():

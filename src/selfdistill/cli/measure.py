@@ -1,4 +1,4 @@
-"""Commands that ask what a run is worth: evaluate, diagnose, em."""
+"""Commands that ask what state a run is in: diagnose, em."""
 
 from __future__ import annotations
 
@@ -9,31 +9,8 @@ import typer
 from rich.table import Table
 
 from selfdistill.cli.app import Settings, app, console
-from selfdistill.errors import Misuse, did_you_mean
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
-    protocol: Annotated[str, typer.Option(help="knn, linear, or both with a comma")] = "knn",
-    k: Annotated[int, typer.Option(help="knn: neighbours that vote")] = 20,
-    temperature: Annotated[float, typer.Option(min=1e-6, help="knn: of the votes")] = 0.07,
-) -> None:
-    """Measure a run's backbone on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn."""
-    from selfdistill import api
-
-    loaded = api.load(run)
-    protocols = {
-        "knn": lambda: f"kNN top-1 {loaded.knn(k, temperature):.4f}  (k={k}, T={temperature}, data={loaded.recipe.data})",
-        "linear": lambda: f"linear top-1 {loaded.linear():.4f}  (data={loaded.recipe.data})",
-    }
-    for name in protocol.split(","):
-        if name not in protocols:
-            raise Misuse(f"--protocol {name}: allowed: {', '.join(protocols)}.{did_you_mean(name, protocols)}")
-    for name in protocol.split(","):
-        console.print(protocols[name](), soft_wrap=True)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS, crop_boxes
-from selfdistill.views.draw import permutation
+from selfdistill.views.draw import balanced, permutation
 from selfdistill.views.spec import Crops
 
 SUBSTITUTES = 100
@@ -134,15 +134,14 @@ def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
         raise Misuse(f"labels={recipe.labels}: data={recipe.data} has no labels to learn from; put each class into a folder of its own")
     classes = len(images.classes)
     total = recipe.labels if isinstance(recipe.labels, int) else round(recipe.labels * len(images))
-    each, rest = divmod(total, classes)
-    order = permutation(recipe.seed, 0, len(images))
+    each = [total // classes + (c < total % classes) for c in range(classes)]
+    for c, want in enumerate(each):
+        found = int((images.labels == c).sum())
+        if not 0 < want <= found:
+            raise Misuse(f"labels={recipe.labels} is {want} for {images.classes[c]}, which has {found} images; each class needs one")
+    chosen = balanced(recipe.seed, images.labels, each)
     visible = torch.full((len(images),), -1)
-    for c in range(classes):
-        found = order[images.labels[order] == c]
-        want = each + (c < rest)
-        if not 0 < want <= len(found):
-            raise Misuse(f"labels={recipe.labels} is {want} for {images.classes[c]}, which has {len(found)} images; each class needs one")
-        visible[found[:want]] = c
+    visible[chosen] = images.labels[chosen]
     return visible
 
 

@@ -1,5 +1,6 @@
 """Backbones: any timm model, ResNets for small images, a small ResNet for CPUs, any module from Python."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -98,6 +99,21 @@ class Backbone(nn.Module):
                 hook.remove()
         return net.forward_head(h, pre_logits=True), h[:, net.num_prefix_tokens :]
 
+    def maps(self, x: Tensor) -> Tensor:
+        """[B, F, h, w] of square images: a ViT's patch tokens at their places, a convnet's last feature map.
+        Raises `Misuse` where the network has none, or takes no images of this size."""
+        net: Any = self.net
+        if not hasattr(net, "forward_features"):
+            raise Misuse(f"{type(net).__name__} has no forward_features, of which a map could be made: use a model of timm or a ResNet")
+        try:
+            h = net.forward_features(x)
+        except (AssertionError, RuntimeError) as e:
+            raise Misuse(f"{type(net).__name__} does not take images of {x.shape[-2]} x {x.shape[-1]} pixels: {e}") from e
+        if h.ndim == 3:
+            h = h[:, net.num_prefix_tokens :].mT  # [B, F, n]
+            return h.unflatten(2, (math.isqrt(h.shape[2]), -1))
+        return h.permute(0, 3, 1, 2) if str(getattr(net, "output_fmt", "NCHW")) == "NHWC" else h
+
 
 class SmallResNet(nn.Module):
     """One basic block per width, each after the first at half the resolution. At the default widths 1.2 M parameters, some 20
@@ -121,8 +137,11 @@ class SmallResNet(nn.Module):
             elif isinstance(module, BasicBlock) and zero_init_residual:
                 module.zero_init_last()
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.blocks(self.maxpool(self.act1(self.bn1(self.conv1(x)))))  # [B, F, h, w], F the last width
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.maxpool(self.act1(self.bn1(self.conv1(x))))).mean((2, 3))  # [B, F], F the last width
+        return self.forward_features(x).mean((2, 3))  # [B, F]
 
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -171,16 +190,11 @@ def _checkpoint(net: Any, name: str) -> None:
 def pretrained(name: str, spec: Encoder, size: int) -> dict[str, Tensor]:
     """The weights of timm's pretrained model of that name, which timm fits to `spec`'s channels and options and to the size of the
     images. Raises `Misuse`, or `Failure` where they cannot be downloaded."""
-    try:
-        return _timm(name, spec, size, spec.options if spec.name.removeprefix("timm:") == name.partition(".")[0] else {}, True).state_dict()
-    except Misuse:
-        raise
-    except Exception as e:  # the hub's and the network's errors share no class
-        why = " ".join(str(e).split())[:200]
-        raise Failure(f"init_from=timm:{name}: the weights cannot be had ({why}): download them elsewhere, and name the file") from e
+    options = spec.options if spec.name.removeprefix("timm:") == name.partition(".")[0] else {}
+    return _timm(name, spec, size, {**options, "pretrained": True}).state_dict()
 
 
-def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any], pretrained: bool = False) -> nn.Module:
+def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(), before="timm:")
         raise Misuse(f"encoder=timm:{name}: timm {timm.__version__} has no model of that name; timm.list_models() lists all.{hint}")
@@ -189,10 +203,13 @@ def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any], pretrain
     accepted: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
     for sized in accepted:
         try:
-            return _unfused(timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=spec.channels, **sized, **options))
-        except (TypeError, ValueError, AssertionError, RuntimeError) as e:
-            if pretrained and isinstance(e, RuntimeError):
-                raise  # timm has no weights of that name
+            return _unfused(timm.create_model(name, num_classes=0, in_chans=spec.channels, **sized, **options))
+        except (TypeError, ValueError, AssertionError) as e:
+            problem = e
+        except Exception as e:  # the hub's and the network's errors share no class
+            if options.get("pretrained"):
+                why = " ".join(str(e).split())[:200]
+                raise Failure(f"timm:{name}: its weights cannot be had ({why}): download them elsewhere, and init_from=FILE") from e
             problem = e
     raise Misuse(
         f"encoder=timm:{name} cannot be built for {size} x {size} images (views.size={size}) with encoder.options={options}: {problem}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -18,6 +16,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
@@ -84,7 +83,7 @@ def pretrain(
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
     monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
     try:
-        with signals() as came, all_present(fabric, how), workers_alive(), _denormals_flushed():
+        with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():
             if monitor and start == 0:
                 monitor.before(siamese)
             for step in range(start, total):
@@ -145,17 +144,6 @@ def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
         if now.epoch < group["frozen_epochs"]:
             for p in group["params"]:
                 p.grad = None
-
-
-@contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """A collapsed run's gradients are denormal, and a CPU is 2 to 3 times slower at those. Restored after: it is the process's."""
-    flushed = bool(torch.tensor(5e-324, dtype=torch.float64) * 1 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
 
 
 def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:

@@ -75,12 +75,9 @@ class Run:
 
     def _untrained(self) -> Backbone:
         """The encoder as the run's seed initialised it; a module of the user's own is as it is."""
-        size = self.recipe.views.size
         if self.own_encoder is not None:
-            return Backbone(self.own_encoder, self.recipe.encoder.channels, size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)
-            return self.recipe.encoder.build(size)
+            return Backbone(self.own_encoder, self.recipe.encoder.channels, self.recipe.views.size)
+        return untrained(self.recipe)
 
     def embed(self, images: Tensor | Sequence[Path] | str | Path) -> Tensor:
         """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set by name or folder (its training images)."""
@@ -119,9 +116,16 @@ def load(path: str | Path, encoder: nn.Module | None = None) -> Run:
     return Run(Path(path), encoder)
 
 
+def untrained(recipe: Recipe) -> Backbone:
+    """The encoder as the recipe's seed initialises it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return recipe.encoder.build(recipe.views.size)
+
+
 def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False) -> Tensor:
     """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them."""
-    device = next(network.parameters()).device
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     return features(network, plain_batches(images, recipe.views, device, recipe.workers), bf16)
 
 

@@ -4,6 +4,8 @@ The same whatever the number of workers, ranks or the batch size, and after a re
 Steele, Lea & Flood 2014) in int64 tensors: a counter per number, two multiply-xorshift rounds to mix it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,9 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """The order of n images in an epoch, [n] int64."""
     generator = torch.Generator().manual_seed(int(mix(mix(torch.tensor(seed)) + epoch + 1)) & ((1 << 63) - 1))
     return torch.randperm(n, generator=generator)
+
+
+def balanced(seed: int, labels: Tensor, each: Sequence[int]) -> Tensor:
+    """Places of `each[c]` images of every class c, fewer where it has fewer, drawn by seed; labels [N], -1 for none."""
+    order = permutation(seed, 0, len(labels))
+    return torch.cat([order[labels[order] == c][:n] for c, n in enumerate(each)])

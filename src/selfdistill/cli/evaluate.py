@@ -1,0 +1,84 @@
+"""The command that asks what a backbone is worth: evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from selfdistill.cli.app import app, console
+from selfdistill.errors import Misuse
+
+# Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
+
+
+@app.command()
+def evaluate(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT... [KEY=VALUE]...",
+            help="run folders; or raw-pixels, random-init, timm:NAME with data=... (and method=, encoder=...); PROTOCOL.field=value",
+        ),
+    ],
+    protocol: Annotated[
+        str, typer.Option(help="knn, linear, logistic, finetune, semi, retrieval, clustering, robustness, dense; several with commas")
+    ] = "knn",
+    to: Annotated[str | None, typer.Option(help="another data set for the same backbones (transfer)")] = None,
+    k: Annotated[int | None, typer.Option("-k", "--k", help="knn: neighbours that vote; 10, 20, 100 and 200 if not given")] = None,
+    temperature: Annotated[float | None, typer.Option(min=1e-6, help="knn: of the votes, 0.07 if not given")] = None,
+) -> None:
+    """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
+    from selfdistill.protocols import FILE, is_protocol_setting, measured, protocols_of
+    from selfdistill.protocols.subject import subject_of
+
+    names = [word for word in what if "=" not in word or Path(word).is_dir()]
+    settings = [word for word in what if word not in names]
+    if not names:
+        raise Misuse("evaluate what? Name a run folder, or raw-pixels, random-init or timm:NAME with data=...")
+    own = [s for s in settings if is_protocol_setting(s)]
+    own += [f"knn.{key}={value}" for key, value in (("ks", None if k is None else [k]), ("temperature", temperature)) if value is not None]
+    protocols = protocols_of(map(str.strip, protocol.split(",")), own)
+    subjects = [subject_of(name, [s for s in settings if s not in own]) for name in names]
+    subjects = [subject.on(to) for subject in subjects] if to else subjects
+    found: list[dict[str, Any]] = []
+    for subject in subjects:
+        found.append({})
+        for name, how in protocols.items():
+            with console.status(f"{subject.name}: {name}"):
+                found[-1][name] = measured(subject, name, how)
+    data = dict.fromkeys(of["data"] for one in found for of in one.values())
+    console.print(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects), title=f"data={', '.join(data)}"))
+    for subject in subjects:
+        if subject.folder:
+            console.print(f"written to {subject.folder / FILE}", soft_wrap=True, highlight=False)
+
+
+def _table(names: list[str], found: list[dict[str, Any]], spread: bool, title: str) -> Table:
+    """A row for each number, `a/1`, `a/2`, ... of one thing in one; a column for each subject; mean and spread over runs."""
+    from selfdistill.protocols import mean_and_std
+
+    table = Table("protocol", "measure", *names, title=title, title_justify="left")
+    if spread:
+        table.add_column("mean ± std")
+    for protocol in found[0]:
+        results: list[Mapping[str, float]] = [one[protocol]["results"] for one in found]
+        over = mean_and_std(results) if spread else {}
+        rows: dict[str, list[str]] = {}
+        for name in dict.fromkeys(name for of in results for name in of):
+            rows.setdefault(name.partition("/")[0], []).append(name)
+        for row, cells in rows.items():
+            of_each = [" ".join(f"{of[name]:.4f}" for name in cells if name in of) for of in results]
+            overall = [" ".join(f"{over[name][0]:.4f} ± {over[name][1]:.4f}" for name in cells if name in over)] if spread else []
+            table.add_row(protocol, row, *of_each, *overall)
+        chosen = [", ".join(f"{key}={_short(value)}" for key, value in one[protocol]["chosen"].items()) for one in found]
+        if any(chosen):
+            table.add_row(protocol, "chosen", *chosen, style="dim")
+    return table
+
+
+def _short(value: Any) -> str:
+    return "(" + ", ".join(f"{k} {v}" for k, v in value.items()) + ")" if isinstance(value, dict) else f"{value}"

@@ -1,0 +1,112 @@
+"""How good a backbone is, by name: `evaluate` runs protocols on a `Subject` and writes what they found into its run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.protocols.dense import Dense
+from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
+from selfdistill.protocols.subject import Subject
+from selfdistill.protocols.tuned import Finetune, Semi
+from selfdistill.train.run import write_whole
+
+PROTOCOLS: dict[str, type[Protocol]] = {
+    "knn": KNN,
+    "linear": Linear,
+    "logistic": Logistic,
+    "finetune": Finetune,
+    "semi": Semi,
+    "retrieval": Retrieval,
+    "clustering": Clustering,
+    "robustness": Robustness,
+    "dense": Dense,
+}
+
+FILE = "evaluation.json"
+
+
+def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str, Protocol]:
+    """The protocols named, with `settings`: "protocol.field=value". Raises `Misuse` for what is unknown or out of range."""
+    chosen = dict.fromkeys(names)
+    for name in chosen:
+        if name not in PROTOCOLS:
+            raise Misuse(f"--protocol {name}: allowed: {', '.join(PROTOCOLS)}.{did_you_mean(name, PROTOCOLS)}")
+    fields: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+    for setting in settings:
+        key, eq, value = setting.partition("=")
+        name, _, field = key.partition(".")
+        if name not in fields:
+            raise Misuse(f"{setting}: {name} is not among the protocols asked for ({', '.join(fields)})")
+        known = PROTOCOLS[name].model_fields
+        if not eq or field not in known:
+            raise Misuse(f"{setting}: {name} has {', '.join(known)}.{did_you_mean(field, known, f'{name}.')}")
+        try:
+            fields[name][field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            fields[name][field] = value
+    try:
+        return {name: PROTOCOLS[name].model_validate(of) for name, of in fields.items()}
+    except ValidationError as e:
+        name = e.title.lower()
+        raise Misuse("; ".join(f"{'.'.join(map(str, (name, *p['loc'][:1])))}={p['input']}: {p['msg']}" for p in e.errors())) from e
+
+
+def is_protocol_setting(word: str) -> bool:
+    """Whether "key=value" is of a protocol and not of a recipe."""
+    return word.partition(".")[0] in PROTOCOLS
+
+
+def evaluate(subject: Subject, protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:
+    """`measured` for each of `protocols`."""
+    return {name: measured(subject, name, protocol) for name, protocol in protocols.items()}
+
+
+def measured(subject: Subject, name: str, protocol: Protocol) -> dict[str, Any]:
+    """data, settings, what was chosen on held-out training images, results, and the seconds that it took.
+
+    A run's are merged into its evaluation.json under the protocol's name (`linear@DATA` on other images than its own); linear_top1
+    goes into summary.json too.
+    """
+    started = time.perf_counter()
+    results, chosen = protocol.measure(subject)
+    found = {
+        "data": subject.other or subject.recipe.data,
+        "settings": protocol.model_dump(mode="json"),
+        "chosen": chosen,
+        "results": results,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if subject.folder is not None:
+        _write(subject, subject.folder, name, found)
+    return found
+
+
+def _write(subject: Subject, folder: Path, name: str, found: dict[str, Any]) -> None:
+    _merge(folder / FILE, {f"{name}@{subject.other}" if subject.other else name: found})
+    if name == "linear" and not subject.other and (folder / "summary.json").exists():
+        _merge(folder / "summary.json", {"linear_top1": found["results"]["top1"]})
+
+
+def _merge(file: Path, entries: dict[str, Any]) -> None:
+    try:
+        there = json.loads(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError) as e:
+        raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
+    write_whole(file, json.dumps({**there, **entries}, indent=2) + "\n")
+
+
+def mean_and_std(results: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation (n - 1) of each number that all of two or more runs have."""
+    import statistics
+
+    names = [name for name in results[0] if all(name in of for of in results)]
+    columns = {name: [of[name] for of in results] for name in names}
+    return {name: (statistics.fmean(of), statistics.stdev(of)) for name, of in columns.items()}

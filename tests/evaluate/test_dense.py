@@ -1,0 +1,92 @@
+"""Segmentation: mIoU against scikit-learn's Jaccard index, patches against a loop, probes on features that know the answer."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import jaccard_score
+
+from selfdistill.evaluate.dense import IGNORED, confusion, dense_probes, majority, scenes, segmented
+
+
+@settings(max_examples=50, deadline=None)
+@given(classes=st.integers(1, 5), n=st.integers(1, 60), seed=st.integers(0, 999))
+def test_miou_is_the_mean_jaccard_index(classes, n, seed):
+    """Over the classes that are there or were predicted; ignored pixels count nowhere."""
+    g = torch.Generator().manual_seed(seed)
+    truth, called = (torch.randint(0, classes, (2, n), generator=g) for _ in range(2))
+    truth[:, n // 2 :: 3] = IGNORED
+    counted = truth != IGNORED
+    if not counted.any():
+        return
+    found = segmented(confusion(called, truth, classes + 2))  # two classes that are nowhere
+    expected = jaccard_score(truth[counted], called[counted], average="macro", labels=torch.cat([truth[counted], called[counted]]).unique())
+    assert found.miou == pytest.approx(expected)
+    assert found.accuracy == pytest.approx(float((truth == called)[counted].float().mean()))
+
+
+def test_miou_by_hand():
+    """Of four pixels of class 0 three are found and one of class 1 is taken for it: 3 / 5; class 1 has 1 of 3."""
+    truth = torch.tensor([0, 0, 0, 0, 1, 1])
+    called = torch.tensor([0, 0, 0, 1, 0, 1])
+    assert segmented(confusion(called, truth, 2)) == pytest.approx(((3 / 5 + 1 / 3) / 2, 4 / 6))
+
+
+def test_a_patch_has_the_class_of_most_of_its_pixels():
+    g = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 3, (5, 8, 12), generator=g)
+    masks[0, :4, :4] = IGNORED
+    masks[1, :4, :4] = IGNORED
+    masks[1, 0, 0] = 2  # one pixel that counts
+    found = majority(masks, 2, 3, 3)
+    for i in range(5):
+        for y in range(2):
+            for x in range(3):
+                pixels = masks[i, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].flatten()
+                counts = [int((pixels == c).sum()) for c in range(3)]
+                assert found[i, y, x] == (counts.index(max(counts)) if any(counts) else IGNORED)
+    assert found[0, 0, 0] == IGNORED
+    assert found[1, 0, 0] == 2
+
+
+def halves(n, seed):
+    """Images of which a side is of class 1 or 2, and maps [n, 3, 4, 4] that say so, with noise; masks of 16 x 16."""
+    g = torch.Generator().manual_seed(seed)
+    at_places = torch.zeros(n, 4, 4, dtype=torch.long)
+    at_places[:, :, 2:] = torch.randint(1, 3, (n, 1, 1), generator=g)
+    features = torch.eye(3)[at_places].permute(0, 3, 1, 2) + 0.02 * torch.randn(n, 3, 4, 4, generator=g)
+    return features, at_places.repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+
+def test_features_that_know_the_class_segment_to_the_pixel():
+    (bank, masks), (test, targets) = halves(40, 0), halves(10, 1)
+    found = dense_probes(bank, masks, test, targets, 3, epochs=30)
+    assert found["knn"] == (1.0, 1.0)
+    assert found["linear"].miou > 0.85
+    shuffled = dense_probes(bank[torch.randperm(40, generator=torch.Generator().manual_seed(0))].flip(3), masks, test, targets, 3, epochs=5)
+    assert shuffled["knn"].miou < 0.6
+
+
+def test_a_class_that_no_patch_has_is_counted_as_missed():
+    """Class 3 is one pixel in each image: never learnt, never found, and in the mean."""
+    (bank, masks), (test, targets) = halves(40, 0), halves(10, 1)
+    masks[:, 0, 0] = targets[:, 0, 0] = 3
+    for found in dense_probes(bank, masks, test, targets, 4, epochs=30).values():
+        assert found.miou < 0.76
+        assert found.accuracy > 0.85
+
+
+def test_scenes_say_where_each_image_is():
+    labels = torch.arange(6)
+    pixels = torch.zeros(6, 1, 5, 5, dtype=torch.uint8)
+    pixels[:, :, 1:4, 1:4] = (100 + labels).to(torch.uint8)[:, None, None, None]
+    canvas, mask = scenes(pixels, labels, 50, seed=3)
+    assert canvas.shape == (50, 1, 10, 10)
+    assert torch.equal(mask, torch.where(canvas[:, 0] > 0, canvas[:, 0].long() - 99, 0))
+    assert set(mask.unique().tolist()) == set(range(7))
+    assert int((mask > 0).sum((1, 2)).max()) == 27
+    assert torch.equal(scenes(pixels, labels, 50, seed=3)[0], canvas)
+    assert not torch.equal(scenes(pixels, labels, 50, seed=4)[0], canvas)
+    alone = scenes(pixels, labels, 400, objects=1)[1]
+    corners = {(int(y.min()), int(x.min())) for y, x in ((m > 0).nonzero(as_tuple=True) for m in alone)}
+    assert corners == {(y, x) for y in range(1, 7) for x in range(1, 7)}  # wherever it fits

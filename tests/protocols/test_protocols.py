@@ -1,0 +1,263 @@
+"""Protocols on runs and baselines: what they measure, what they write, what they refuse."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import selfdistill as sd
+from selfdistill import cli
+from selfdistill.data.images import Pixels, Source
+from selfdistill.data.sources import digits
+from selfdistill.errors import Misuse
+from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.protocols import PROTOCOLS, mean_and_std
+from selfdistill.protocols.subject import fitted, subject_of
+from selfdistill.protocols.tuned import few_labels
+from tests.conftest import TINY, VIT
+
+QUICK = [
+    "linear.epochs=3",
+    "logistic.strengths=[1.0]",
+    "finetune.epochs=2",
+    "semi.epochs=[2]",
+    "semi.rates=[0.05, 0.1]",
+    "clustering.starts=1",
+    "robustness.epochs=2",
+    "robustness.corruptions=[contrast, jpeg]",
+    "dense.bank=30",
+    "dense.test=10",
+    "dense.epochs=2",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return sd.pretrain("simsiam", data="digits", out=tmp_path_factory.mktemp("runs") / "run", **{**TINY, "epochs": 1, "batch_size": 128})
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """The run in a folder of its own, to write into."""
+    shutil.copytree(trained.path, tmp_path / "run")
+    return sd.load(tmp_path / "run")
+
+
+@pytest.fixture
+def say(monkeypatch, capsys, tmp_path):
+    """Runs `selfdistill evaluate` in tmp_path; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["selfdistill", "evaluate", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_every_protocol_measures_a_run_and_writes_what_it_found(run):
+    found = sd.measure(run, *PROTOCOLS, *QUICK)
+    assert list(found) == list(PROTOCOLS)
+    for of in found.values():
+        assert of["data"] == "digits"
+        assert of["results"]
+        assert all(-0.5 <= value <= 1 for value in of["results"].values())  # ARI may be below 0
+    assert json.loads((run.path / "evaluation.json").read_text()) == json.loads(json.dumps(found))
+    assert run.summary["linear_top1"] == found["linear"]["results"]["top1"]
+    assert run.summary["knn_top1"] == found["knn"]["results"]["k=20"]
+    assert found["linear"]["settings"]["epochs"] == 3
+    assert set(found["robustness"]["results"]) == {"clean", "mean", *(f"{c}/{s}" for c in ("contrast", "jpeg") for s in range(1, 6))}
+    assert set(found["semi"]["results"]) == {f"{share} {how}" for share in ("1%", "10%") for how in ("finetune", "linear")}
+    assert found["semi"]["chosen"]["1%"]["images"] == 10
+    assert found["linear"]["results"]["top1"] > 0.5
+
+
+def test_a_second_measurement_stands_beside_the_first_or_in_its_place(run):
+    sd.measure(run, "retrieval")
+    sd.measure(run, "knn", "knn.ks=[3]")
+    sd.measure(run, "knn", "knn.ks=[5]", to="digits")
+    found = json.loads((run.path / "evaluation.json").read_text())
+    assert list(found) == ["retrieval", "knn", "knn@digits"]
+    assert list(found["knn"]["results"]) == ["k=3"]
+    sd.measure(run, "linear", "linear.epochs=1", to="digits")
+    assert "linear_top1" not in run.summary  # that was another data set's
+    (run.path / "evaluation.json").write_text("{")
+    with pytest.raises(Misuse, match=r"evaluation\.json: cannot be read"):
+        sd.measure(run, "knn")
+
+
+def test_raw_pixels_are_the_pixels():
+    """l2-normalised, not centred: README's 0.975 at k = 20."""
+    source = digits()
+    flat = [images.pixels.flatten(1) for images in (source.train, source.test)]
+    expected = {f"k={k}": knn_accuracy(flat[0], source.train.labels, flat[1], source.test.labels, k) for k in (10, 20, 100, 200)}
+    found = sd.measure("raw-pixels", "knn", data="digits")["knn"]
+    assert {k: v for k, v in found["results"].items() if k != "top1"} == expected
+    assert expected["k=20"] == pytest.approx(0.975)
+    assert found["results"]["top1"] == expected[f"k={found['chosen']['k']}"]
+
+
+def test_random_init_is_the_encoder_before_the_first_step(run):
+    settings = {k: v for k, v in TINY.items() if k in ("encoder.options", "precision")}
+    found = sd.measure("random-init", "knn", "knn.ks=[20]", data="digits", **settings)
+    assert found["knn"]["results"]["k=20"] == run.summary["knn_random_init"]
+    other = sd.measure("random-init", "knn", "knn.ks=[20]", data="digits", seed=1, **settings)
+    assert other["knn"]["results"]["k=20"] != found["knn"]["results"]["k=20"]
+
+
+def test_random_init_has_the_encoder_of_a_method_and_a_vit_is_dense_too():
+    settings = {k: v for k, v in VIT.items() if k.startswith("encoder")}
+    assert subject_of("random-init", ["data=digits", "method=dino"]).backbone.dim == 96
+    found = sd.measure("random-init", "dense", *(q for q in QUICK if "dense" in q), data="digits", method="dino", **settings)
+    assert 0 < found["dense"]["results"]["linear accuracy"] < 1
+
+
+def test_choices_do_not_look_at_the_test_images(run):
+    """With the test images' labels turned round, the same k and rates are chosen."""
+    source = digits()
+    turned = Source("turned", source.train, Pixels(source.test.pixels, 9 - source.test.labels, source.test.classes))
+    names = ["knn", "linear", "finetune", "semi"]
+    quick = [setting for setting in QUICK if setting.partition(".")[0] in names]
+    chosen = [
+        {name: of["chosen"] for name, of in sd.measure(subject, *names, *quick).items()}
+        for subject in (run, sd.Run(run.path, source=turned))
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_few_labels_are_the_same_number_of_each_class():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 4)
+    few = few_labels(labels, 30, seed=0)
+    assert labels[few].bincount().tolist() == [10, 10, 4]
+    assert len(few.unique()) == 24
+    assert torch.equal(few, few_labels(labels, 30, seed=0))
+    assert not torch.equal(few, few_labels(labels, 30, seed=1))
+    assert labels[few_labels(labels, 1, seed=0)].tolist() == [0, 1, 2]
+
+
+def test_transfer_makes_grey_images_rgb_and_nothing_else():
+    source = digits()
+    rgb = fitted(source, 3)
+    assert all(torch.equal(of.pixels, was.pixels.expand(-1, 3, -1, -1)) for of, was in ((rgb.train, source.train), (rgb.test, source.test)))
+    assert torch.equal(rgb.test.labels, source.test.labels)
+    assert fitted(rgb, 3) is rgb
+    with pytest.raises(Misuse, match="3 channels for a network of 1"):
+        fitted(rgb, 1)
+
+
+def test_mean_and_std():
+    assert mean_and_std([{"a": 1.0, "b": 2.0}, {"a": 2.0}, {"a": 6.0}]) == {"a": (3.0, pytest.approx(7**0.5))}
+
+
+def masked(folder: Path, n=12):
+    """Images whose right or left half is white, class 1; sizes differ."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(n):
+        side = 16 + 4 * (i % 3)
+        mask = np.zeros((side, side + 4), np.uint8)
+        mask[:, : side // 2] = i % 2
+        mask[:, side // 2 :] = 1 - i % 2
+        Image.fromarray(255 * mask).convert("RGB").save(folder / "images" / f"{i:02}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{i:02}.png")
+
+
+def test_dense_on_a_folder_of_masks(tmp_path):
+    """White is class 1: raw pixels know it."""
+    masked(tmp_path / "set")
+    found = sd.measure("raw-pixels", "dense", "dense.epochs=20", f"dense.data={tmp_path / 'set'}", "dense.size=16", data="digits")
+    assert found["dense"]["results"]["linear mIoU"] > 0.9
+    assert found["dense"]["results"]["knn accuracy"] > 0.9
+
+
+def test_the_command_line_and_the_spread_over_runs(say, run, tmp_path):
+    second = shutil.copytree(run.path, tmp_path / "second")
+    code, out, err = say("run", "--protocol", "knn,linear", "linear.epochs=1", "-k", "5", "--temperature", "0.1")
+    assert code == 0, err
+    stored = json.loads((run.path / "evaluation.json").read_text())
+    assert stored["knn"]["settings"] == {"ks": [5], "temperature": 0.1}
+    for value in (stored["knn"]["results"]["k=5"], stored["linear"]["results"]["top1"]):
+        assert f"{value:.4f}" in out
+    assert "run/evaluation.json" in out
+    code, out, err = say("run", second, "--protocol", "knn", "--k", "5")
+    assert code == 0, err
+    value = json.loads((second / "evaluation.json").read_text())["knn"]["results"]["k=5"]
+    assert f"{value:.4f} ± 0.0000" in out
+    code, out, err = say("run", "raw-pixels", "data=digits", "--k", "5")
+    assert code == 2  # the setting is no run's
+    code, out, err = say("run", "--to", "digits", "--protocol", "retrieval")
+    assert code == 0, err
+    assert "retrieval@digits" in json.loads((run.path / "evaluation.json").read_text())
+
+
+WRONG = [
+    ([], ["WHAT"]),
+    (["data=digits"], ["evaluate what?"]),
+    (["nowhere"], ["nowhere", "raw-pixels"]),
+    (["raw-pixel", "data=digits"], ["raw-pixel", "raw-pixels"]),
+    (["raw-pixels"], ["data=digits"]),
+    (["raw-pixels", "data=digit"], ["digit", "digits"]),
+    (["raw-pixels", "data=digits", "--protocol", "knnn"], ["--protocol knnn", "knn, linear"]),
+    (["raw-pixels", "data=digits", "--protocol", "knn,"], ["--protocol :"]),
+    (["raw-pixels", "data=digits", "-k", "100000"], ["k=100000", "1437"]),
+    (["raw-pixels", "data=digits", "-k", "0"], ["knn.ks"]),
+    (["raw-pixels", "data=digits", "knn.k=3"], ["knn.k=3", "ks, temperature"]),
+    (["raw-pixels", "data=digits", "knn.temperature=cold"], ["knn.temperature=cold"]),
+    (["raw-pixels", "data=digits", "linear.epochs=3"], ["linear.epochs=3", "knn"]),
+    (["raw-pixels", "data=digits", "--protocol", "finetune"], ["nothing to fine-tune"]),
+    (["raw-pixels", "data=digits", "--protocol", "finetune", "finetune.optimizer=adam"], ["finetune.optimizer", "adam"]),
+    (["raw-pixels", "data=digits", "--protocol", "robustness", "robustness.corruptions=[fog]"], ["fog", "gaussian-noise"]),
+    (["raw-pixels", "data=digits", "--protocol", "dense", "dense.data=nowhere"], ["nowhere", "images/"]),
+    (["raw-pixels", "data=digits", "--to", "nowhere/at/all"], ["nowhere/at/all"]),
+    (["random-init", "data=digits", "method=dinno"], ["dinno", "dino"]),
+    (["random-init", "data=digits", "encoder=resnet19"], ["resnet19", "resnet18"]),
+    (["timm:resnet19", "data=digits"], ["timm:resnet19"]),
+]
+
+
+@pytest.mark.parametrize(("args", "said"), WRONG, ids=lambda x: " ".join(x))
+def test_a_mistake_is_one_message_with_exit_code_2(say, args, said):
+    code, out, err = say(*args)
+    assert code == 2
+    assert out == ""
+    for word in said:
+        assert word in err
+    if args:
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_masks_that_do_not_fit(say, tmp_path):
+    for break_it, said in [
+        (lambda: (tmp_path / "set" / "masks" / "03.png").unlink(), "03.png has no mask"),
+        (lambda: Image.new("RGB", (20, 24)).save(tmp_path / "set" / "masks" / "03.png"), "RGB image"),
+        (lambda: (tmp_path / "set" / "masks" / "03.png").write_text("no image"), "03.png"),
+    ]:
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        masked(tmp_path / "set")
+        break_it()
+        code, _, err = say("raw-pixels", "data=digits", "--protocol", "dense", "dense.data=set", "dense.size=16")
+        assert code == 2
+        assert said in err
+
+
+def test_weights_that_cannot_be_fetched_are_a_failure(say, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to huggingface.co")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    code, _, err = say("timm:resnet18", "data=digits")
+    assert code == 1
+    assert "timm:resnet18: its weights cannot be had (no route" in err
