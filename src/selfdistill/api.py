@@ -7,24 +7,42 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from selfdistill.ablate import em
 from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
+from selfdistill.data.embeddings import FORMATS, read_embeddings
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
+from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff
-from selfdistill.train import loop
+from selfdistill.train import diagnosis, loop
+from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.loop import Interrupted
 from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = [
+    "METHODS",
+    "Diagnosis",
+    "Interrupted",
+    "Misuse",
+    "Recipe",
+    "Run",
+    "alternate",
+    "diagnosis_of",
+    "diff",
+    "load",
+    "predictor_gap",
+    "pretrain",
+    "recipe_of",
+]
 
 
 def recipe_of(name: str) -> Recipe:
@@ -81,6 +99,35 @@ def pretrain(
         for line in lines:
             console.print(f"  {line}", soft_wrap=True, highlight=False)
     return loop.pretrain(recipe, source, path, False, module, console)
+
+
+def diagnosis_of(
+    what: str | Path | Tensor, *settings: str, labels: Path | Tensor | None = None, pretrained: bool = False, augmentations: int = 32
+) -> Diagnosis:
+    """The verdict, since when it holds and why, and the metrics behind it.
+
+    what: a run's folder (diagnosis.json is written there), embeddings [N, D] or their file (.npy, .parquet), or timm:NAME. settings:
+    "key=value" of the recipe that timm:NAME is built and its images are read by, data= among them. labels: of embeddings [N].
+    pretrained: timm's weights instead of random ones. augmentations: of each image, for a run's predictor.
+    """
+    if isinstance(what, Tensor):
+        return diagnosis.of_embeddings(what, labels if isinstance(labels, Tensor) else None)
+    name, path = str(what), Path(what)
+    if name.startswith("timm:"):
+        recipe = METHODS["simsiam"].edit([f"encoder={name}", *settings])
+        source = open_source(recipe.data, recipe.on_bad_image)
+        recipe = recipe.edit([f"encoder.channels={source.train.channels}"])
+        if pretrained:
+            recipe = recipe.edit([f"encoder.options={ {**recipe.encoder.options, 'pretrained': True} }"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            backbone = recipe.encoder.build(recipe.views.size)
+        return diagnosis.of_backbone(backbone, source.test or source.train, recipe)
+    if settings or pretrained:
+        raise Misuse(f"{(*settings, '--pretrained')[0]}: goes with timm:NAME alone; {name} is as it is")
+    if path.suffix in FORMATS or labels is not None:
+        return diagnosis.of_embeddings(*read_embeddings(path, labels if isinstance(labels, Path) else None))
+    return diagnosis.of_run(load(path), augmentations)
 
 
 def alternate(

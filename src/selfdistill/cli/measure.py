@@ -1,4 +1,4 @@
-"""Commands that ask what a run is worth: evaluate, diagnose, em."""
+"""Commands that ask what a run is worth: evaluate, em."""
 
 from __future__ import annotations
 
@@ -34,26 +34,6 @@ def evaluate(
             raise Misuse(f"--protocol {name}: allowed: {', '.join(protocols)}.{did_you_mean(name, protocols)}")
     for name in protocol.split(","):
         console.print(protocols[name](), soft_wrap=True)
-
-
-@app.command()
-def diagnose(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
-    augmentations: Annotated[int, typer.Option(min=4, help="of each held-out image")] = 32,
-) -> None:
-    """Say what state a run ended in, and whether its predictor approximates the expectation over augmentation."""
-    from selfdistill import api
-
-    loaded = api.load(run)
-    console.print(loaded.summary["because"], soft_wrap=True)
-    if loaded.recipe.predictor:
-        gap = api.predictor_gap(loaded, augmentations)
-        console.print(
-            f"predictor and expectation over {augmentations} augmentations (SimSiam Sec. 5.2): |h(z1) - E[z2]|^2 {gap.predictor:.4f}, "
-            f"|z1 - E[z2]|^2 {gap.projection:.4f}, of another image {gap.other:.4f}",
-            soft_wrap=True,
-            markup=False,
-        )
 
 
 @app.command()

@@ -18,7 +18,7 @@ from torch import nn
 
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views
-from selfdistill.errors import Misuse
+from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
@@ -49,7 +49,8 @@ def pretrain(
     """Runs a resolved recipe to its end and returns the run.
 
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
-    Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
+    Raises `Misuse` before anything is written, `Failure` when a disk fails or, once all is written, when on_collapse=stop ended the
+    run, `Interrupted` once a signal's checkpoint is written.
     """
     fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
     fabric.launch()
@@ -81,6 +82,7 @@ def pretrain(
 
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
     monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
+    ends = False
     try:
         with _signals() as came, _denormals_flushed():
             if monitor and start == 0:
@@ -103,8 +105,12 @@ def pretrain(
                 if monitor:
                     monitor.after(now, made, lr, siamese)
                 last = now.step == total
-                if last or came or keeper.due():
+                if recipe.on_collapse == "stop" and now.at_epoch_end and not last:
+                    ends = fabric.broadcast(monitor is not None and monitor.ends)  # all ranks stop at the same step
+                if last or ends or came or keeper.due():
                     keeper.save(siamese, optimizer, now.step)
+                if ends:
+                    break
                 if came and not last:
                     how = f"selfdistill pretrain {recipe.method} --out {out} --resume"
                     raise Interrupted(came[0], f"saved at step {now.step} of {total}. Go on with: {how}")
@@ -114,6 +120,10 @@ def pretrain(
     if monitor:
         _finish(run, siamese, monitor.journal)
     fabric.barrier()
+    if ends:
+        raise Failure(
+            f"stopped at epoch {now.epoch:.0f} of {recipe.epochs} (on_collapse=stop). {run.summary['because']} What there is: {out}"
+        )
     return run
 
 
