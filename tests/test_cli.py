@@ -1,36 +1,15 @@
 """The command line as a user meets it: what it prints, and how it says no."""
 
-import sys
-
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from selfdistill import api, cli
+from selfdistill import api
 from selfdistill.errors import Misuse
 from tests.conftest import TINY, TINY_OF
 
 FAST = [f"{k}={v}" for k, v in TINY.items()]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the command line in tmp_path; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

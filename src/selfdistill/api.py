@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -28,6 +28,9 @@ from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "METHODS",
     "Diagnosis",
@@ -39,6 +42,7 @@ __all__ = [
     "diagnosis_of",
     "diff",
     "load",
+    "picture",
     "predictor_gap",
     "pretrain",
     "recipe_of",
@@ -128,6 +132,20 @@ def diagnosis_of(
     if path.suffix in FORMATS or labels is not None:
         return diagnosis.of_embeddings(*read_embeddings(path, labels if isinstance(labels, Path) else None))
     return diagnosis.of_run(load(path), augmentations)
+
+
+def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
+    """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: run folders, and image files in place of held-out
+    images. size: pixels of the images' shorter side, for what a ViT sees."""
+    from selfdistill.report.pictures import PICTURES, Asked  # matplotlib takes a second
+
+    if what not in PICTURES:
+        raise Misuse(f"picture {what}: allowed: {', '.join(PICTURES)}.{did_you_mean(what, PICTURES)}")
+    files = [p for p in map(Path, paths) if p.is_file()]
+    runs = [load(p) for p in map(Path, paths) if not p.is_file()]
+    if not runs:
+        raise Misuse(f"picture {what}: name a run folder")
+    return PICTURES[what](Asked(runs, files, size))
 
 
 def alternate(

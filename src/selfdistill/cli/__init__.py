@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from selfdistill.cli import train, measure, diagnose, describe, images  # isort: skip  # --help lists them so
+from selfdistill.cli import train, measure, diagnose, picture, describe, images  # isort: skip  # --help lists them so
 from selfdistill.cli.app import app, said
 from selfdistill.errors import Failure, Misuse
 
-__all__ = ["app", "describe", "diagnose", "images", "main", "measure", "train"]
+__all__ = ["app", "describe", "diagnose", "images", "main", "measure", "picture", "train"]
 
 app.info.help = __doc__.splitlines()[0]
 
