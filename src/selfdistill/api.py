@@ -17,7 +17,6 @@ from selfdistill.ablate.edits import without as edits
 from selfdistill.data.embeddings import FORMATS, read_embeddings
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
-from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff
@@ -118,9 +117,7 @@ def diagnosis_of(
         return diagnosis.of_embeddings(what, labels if isinstance(labels, Tensor) else None)
     name, path = str(what), Path(what)
     if name.startswith("timm:"):
-        recipe = METHODS["simsiam"].edit([f"encoder={name}", *settings])
-        source = open_source(recipe.data, recipe.on_bad_image)
-        recipe = recipe.edit([f"encoder.channels={source.train.channels}"])
+        recipe, source, _ = resolve(METHODS["simsiam"], ["batch_size=2", f"encoder={name}", *settings])  # the views are the preset's
         if pretrained:
             recipe = recipe.edit([f"encoder.options={ {**recipe.encoder.options, 'pretrained': True} }"])
         with torch.random.fork_rng(devices=[]):
