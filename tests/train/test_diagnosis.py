@@ -69,7 +69,7 @@ def test_a_healthy_run_is_not_stopped(tiny_source, tmp_path):
 
 def test_numbers_that_are_not_finite_stop_at_once(tiny_source, tmp_path):
     settings = {**TINY_OF["mean-teacher"], "epochs": 3, "probe_every": 1, "on_collapse": "stop", "lr.base": 1e18}
-    with pytest.raises(Failure, match="stopped at epoch [12] of 3.*diverged"):
+    with pytest.raises(Failure, match=r"stopped at epoch [12] of 3.*diverged"):
         sd.pretrain("mean-teacher", data=tiny_source, out=tmp_path / "run", **settings)
     run = sd.load(tmp_path / "run")
     assert run.summary["verdict"] == "diverged"

@@ -21,8 +21,8 @@ VARIED_STD = 0.5
 """of output_std: outputs that differ this much are no uniform ones; a soft target (SimSiam Sec. 4.5, temperature 1) only looks it"""
 
 SHARED_MEAN = (
-    "They share a mean that is most of their length, as an untrained network's features do: subtract it before cosines are taken, and "
-    "see in effective_rank and ridge_top1 whether the rest tells images apart."
+    "subtract the mean that they share, most of their length, as of an untrained network's features, before cosines are taken; see in "
+    "effective_rank and ridge_top1 whether the rest tells images apart."
 )
 
 
@@ -36,7 +36,8 @@ class Verdict:
     advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state}: " + " ".join(part for part in (self.evidence, self.cause[:1].upper() + self.cause[1:], self.advice) if part)
+        parts = [self.evidence, self.cause and f"Why: {self.cause}", self.advice and f"Try: {self.advice}"]
+        return f"{self.state}: " + " ".join(part for part in parts if part)
 
 
 def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
