@@ -1,6 +1,6 @@
 """Does the verdict say what is known? Runs of all methods on digits, healthy and with a fatal edit each, and the confusion table.
 
-    python benchmarks/verdicts.py runs/verdicts            # 34 runs, each a few seconds to half a minute on one core
+    python benchmarks/verdicts.py runs/verdicts            # 36 runs, each a few seconds to half a minute on one core
     python benchmarks/verdicts.py runs/verdicts --table    # the tables of what has been run
 
 The runs are short (`epochs` below), so the states are those of a run's beginning. "Known" is what the paper says of the edit, not
@@ -66,6 +66,8 @@ CASES = [
     Case("simclr", (DIVERGED,), "lr.base=1e30", source="steps beyond floats"),
     Case("dino", (HEALTHY,), "terms.views.loss.target=sinkhorn", source="DINO Table 7, row SK", epochs=6),
     Case("swav", (HEALTHY,), source="the method itself", epochs=60),
+    Case("simclr", CONSTANT, f"{COSINE} projector.bn=hidden", source="no negatives, and no BatchNorm at the output"),
+    Case("ibot", (UNIFORM,), "terms.patches.loss.target.temperature={base: 0.1}", ("sharpening",), "DINO Fig. 7", 10),
 ]
 
 

@@ -59,6 +59,16 @@ def test_stop_ends_the_run_with_everything_written(always_collapsed, tiny_source
     assert capsys.readouterr().out.count("collapsed: output_std 0.010") == 1  # said once, when it turned
 
 
+def test_a_plateau_at_uniform_targets_is_waited_for(monkeypatch, tiny_source, tmp_path):
+    """SwAV on digits leaves it after 17 of 60 epochs, so three probes are not enough: half the run is."""
+    honest = probe.judge
+    uniform = {"target_outputs": 6, "target_entropy": math.log(6), "target_usage_entropy": math.log(6), "output_std": 0.3}
+    monkeypatch.setattr(probe, "judge", lambda found, recipe: honest({**found, **uniform}, recipe))
+    settings = {**TINY_OF["swav"], "epochs": 10, "probe_every": 1, "on_collapse": "stop"}
+    with pytest.raises(Failure, match=r"stopped at epoch 6 of 10.*uniform-target"):
+        sd.pretrain("swav", data=tiny_source, out=tmp_path / "run", **settings)
+
+
 def test_warn_goes_on(always_collapsed, tiny_source, tmp_path):
     assert collapse(tiny_source, tmp_path / "run").metrics[-1]["epoch"] == 8
 

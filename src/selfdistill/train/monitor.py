@@ -29,6 +29,8 @@ SHARE = 0.04
 """of a run's time that probes may take"""
 PATIENCE = 3
 """probes in a row with the same bad verdict after which on_collapse=stop ends the run"""
+PLATEAU = 0.5
+"""of the run, which uniform-target must last for that as well: SwAV on digits leaves it by itself after 17 of 60 epochs"""
 
 
 class Clocked(Iterator[Views]):
@@ -70,6 +72,7 @@ class Monitor:
         often = max(1, math.ceil(probed / (3 * recipe.global_views * len(source.train)) / SHARE))
         self.every = often if recipe.probe_every == "auto" else recipe.probe_every
         self.state, self.held = journal.last.get("verdict", "healthy"), 0
+        self.turned = self.lasted = 0.0  # epochs
         self.seconds = journal.last.get("wall_seconds", 0.0)
         self.clock = self.logged = time.perf_counter()
         self.steps = 0
@@ -77,7 +80,8 @@ class Monitor:
     @property
     def ends(self) -> bool:
         """Whether on_collapse=stop ends the run: numbers that are not finite do not come back, a collapse of a few probes may."""
-        lasting = self.state == "diverged" or (self.state != "healthy" and self.held >= PATIENCE)
+        least = PLATEAU * self.recipe.epochs if self.state == "uniform-target" else 0.0
+        lasting = self.state == "diverged" or (self.state != "healthy" and self.held >= PATIENCE and self.lasted >= least)
         return self.recipe.on_collapse == "stop" and lasting
 
     def before(self, siamese: Siamese) -> None:
@@ -106,8 +110,9 @@ class Monitor:
         self.journal.log(row, aloud=probing)
         if probing and row["verdict"] != self.state:
             self.journal.say(f"epoch {epoch}: {row['because']}")
-            self.state, self.held = row["verdict"], 0
+            self.state, self.held, self.turned = row["verdict"], 0, now.epoch
         self.held += probing
+        self.lasted = now.epoch - self.turned
         self.steps, self.logged = 0, time.perf_counter()
 
     @torch.no_grad()
