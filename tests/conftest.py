@@ -1,9 +1,12 @@
 """Small runs that many tests look at."""
 
+import sys
+
 import pytest
 import torch
 
 import selfdistill as sd
+from selfdistill import cli
 from selfdistill.data.images import Pixels, Source
 
 TINY = {
@@ -64,3 +67,22 @@ def tiny_source() -> Source:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_source, tmp_path_factory):
     return sd.pretrain("simsiam", data=tiny_source, out=tmp_path_factory.mktemp("runs") / "tiny", **TINY)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command line in tmp_path; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

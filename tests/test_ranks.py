@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from selfdistill.data.loader import micro_batches
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
+from selfdistill.parts import collective
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
 from selfdistill.views.batch import Views
@@ -167,3 +168,16 @@ def test_ranks_that_do_not_share_a_micro_batch_evenly_are_refused(batch, accumul
     recipe = METHODS["simsiam"].edit([f"batch_size={batch}", f"accumulate={accumulate}"])
     with pytest.raises(Misuse, match=f"batch_size={batch}"):
         _ = [next(micro_batches(recipe, 100, 0, rank, ranks)) for rank in range(ranks)]
+
+
+def test_a_question_that_one_rank_asks_alone_waits_for_no_other(monkeypatch):
+    """A probe of Sinkhorn targets on rank 0 would hang in a gather that the other ranks never come to."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert collective.ranks() == (1, 2)
+    with collective.alone():
+        x = torch.arange(6.0)
+        assert collective.ranks() == (0, 1)
+        assert collective.own(collective.gather(x), 6).equal(x)
+    assert collective.ranks() == (1, 2)

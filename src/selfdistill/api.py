@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from selfdistill.ablate import em
 from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
+from selfdistill.data.embeddings import FORMATS, read_embeddings
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Failure, Misuse, did_you_mean
@@ -20,24 +22,31 @@ from selfdistill.methods import METHODS
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
 from selfdistill.protocols.subject import subject_of
 from selfdistill.recipe import Recipe, diff, under
-from selfdistill.train import loop
+from selfdistill.train import diagnosis, loop
+from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
 from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "METHODS",
     "PROTOCOLS",
+    "Diagnosis",
     "Failure",
     "Interrupted",
     "Misuse",
     "Recipe",
     "Run",
     "alternate",
+    "diagnosis_of",
     "diff",
     "load",
     "measure",
+    "picture",
     "predictor_gap",
     "pretrain",
     "recipe_of",
@@ -112,6 +121,47 @@ def measure(what: str | Path | Run, *words: str, to: str | Path | None = None, *
     protocols = protocols_of(names, filter(is_protocol_setting, asked))
     subject = subject_of(what, [setting for setting in asked if not is_protocol_setting(setting)])
     return evaluate(subject.on(str(to)) if to else subject, protocols)
+
+
+def diagnosis_of(
+    what: str | Path | Tensor, *settings: str, labels: Path | Tensor | None = None, pretrained: bool = False, augmentations: int = 32
+) -> Diagnosis:
+    """The verdict, since when it holds and why, and the metrics behind it.
+
+    what: a run's folder (diagnosis.json is written there), embeddings [N, D] or their file (.npy, .parquet), or timm:NAME. settings:
+    "key=value" of the recipe that timm:NAME is built and its images are read by, data= among them. labels: of embeddings [N].
+    pretrained: timm's weights instead of random ones. augmentations: of each image, for a run's predictor.
+    """
+    if isinstance(what, Tensor):
+        return diagnosis.of_embeddings(what, labels if isinstance(labels, Tensor) else None)
+    name, path = str(what), Path(what)
+    if name.startswith("timm:"):
+        recipe, source, _ = resolve(METHODS["simsiam"], ["batch_size=2", f"encoder={name}", *settings])  # the views are the preset's
+        if pretrained:
+            recipe = recipe.edit([f"encoder.options={ {**recipe.encoder.options, 'pretrained': True} }"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            backbone = recipe.encoder.build(recipe.views.size)
+        return diagnosis.of_backbone(backbone, source.test or source.train, recipe)
+    if settings or pretrained:
+        raise Misuse(f"{(*settings, '--pretrained')[0]}: goes with timm:NAME alone; {name} is as it is")
+    if path.suffix in FORMATS or labels is not None:
+        return diagnosis.of_embeddings(*read_embeddings(path, labels if isinstance(labels, Path) else None))
+    return diagnosis.of_run(load(path), augmentations)
+
+
+def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
+    """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: run folders, and image files in place of held-out
+    images. size: pixels of the images' shorter side, for what a ViT sees."""
+    from selfdistill.report.pictures import PICTURES, Asked  # matplotlib takes a second
+
+    if what not in PICTURES:
+        raise Misuse(f"picture {what}: allowed: {', '.join(PICTURES)}.{did_you_mean(what, PICTURES)}")
+    files = [p for p in map(Path, paths) if p.is_file()]
+    runs = [load(p) for p in map(Path, paths) if not p.is_file()]
+    if not runs:
+        raise Misuse(f"picture {what}: name a run folder")
+    return PICTURES[what](Asked(runs, files, size))
 
 
 def alternate(

@@ -113,6 +113,8 @@ class Recipe(Spec):
     """processes that train together, one for each GPU (auto: all), or on the CPU; batch_size is shared among them"""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """processes that decode images of a folder; sets held in memory need none"""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """say it once when the verdict turns, or also end the run: saved, with exit code 1"""
     probe_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """epochs between probes; auto: as often as about 4 % of the run's time allows"""
     log_every: int = Field(10, ge=1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from selfdistill.diagnose import metrics
+from selfdistill.diagnose import metrics, outputs
 from selfdistill.diagnose.verdict import judge
 from selfdistill.methods import METHODS
 
@@ -42,10 +42,10 @@ def test_alignment_and_uniformity():
 def test_entropies():
     """Uniform targets; sure and all different; sure and all the same."""
     K = 16
-    assert metrics.entropy(torch.full((5, K), 1 / K)) == pytest.approx(math.log(K), abs=1e-5)
-    assert metrics.entropy(torch.eye(K)) == 0
-    assert metrics.usage_entropy(torch.eye(K)) == pytest.approx(math.log(K), abs=1e-5)
-    assert metrics.usage_entropy(torch.eye(K)[[3] * 5]) == 0
+    assert outputs.entropy(torch.full((5, K), 1 / K)) == pytest.approx(math.log(K), abs=1e-5)
+    assert outputs.entropy(torch.eye(K)) == 0
+    assert outputs.usage_entropy(torch.eye(K)) == pytest.approx(math.log(K), abs=1e-5)
+    assert outputs.usage_entropy(torch.eye(K)[[3] * 5]) == 0
 
 
 def gap_case(phi: float, A: int = 4, N: int = 6):
@@ -103,9 +103,9 @@ TARGETS = {"target_outputs": 4096, "target_entropy": 4.0, "target_usage_entropy"
         ("simsiam", {"effective_rank": 1.5}, "dimensional-collapse", ""),
         ("simsiam", {"loss": math.nan}, "diverged", "lr"),
         ("dino", TARGETS, "healthy", ""),
-        ("dino", TARGETS | {"target_entropy": 8.317, "output_std": 0.1}, "uniform-target", "Sharpen"),
+        ("dino", TARGETS | {"target_entropy": 8.317, "output_std": 0.1}, "uniform-target", "projector.bn=hidden"),
         ("simsiam", TARGETS | {"target_entropy": 8.317}, "healthy", ""),
-        ("dino", TARGETS | {"target_entropy": 0.01, "target_usage_entropy": 0.02}, "dominated-target", "Centre"),
+        ("dino", TARGETS | {"target_entropy": 0.01, "target_usage_entropy": 0.02}, "dominated-target", "projector.bn=hidden"),
         ("dino", TARGETS | {"target_entropy": 0.01, "target_usage_entropy": 7.0}, "healthy", ""),
     ],
 )

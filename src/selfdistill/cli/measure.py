@@ -1,8 +1,7 @@
-"""Commands that ask what state a run is in: diagnose, em."""
+"""The command of the EM view."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,26 +10,6 @@ from rich.table import Table
 from selfdistill.cli.app import Settings, app, console
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
-
-
-@app.command()
-def diagnose(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
-    augmentations: Annotated[int, typer.Option(min=4, help="of each held-out image")] = 32,
-) -> None:
-    """Say what state a run ended in, and whether its predictor approximates the expectation over augmentation."""
-    from selfdistill import api
-
-    loaded = api.load(run)
-    console.print(loaded.summary["because"], soft_wrap=True)
-    if loaded.recipe.predictor:
-        gap = api.predictor_gap(loaded, augmentations)
-        console.print(
-            f"predictor and expectation over {augmentations} augmentations (SimSiam Sec. 5.2): |h(z1) - E[z2]|^2 {gap.predictor:.4f}, "
-            f"|z1 - E[z2]|^2 {gap.projection:.4f}, of another image {gap.other:.4f}",
-            soft_wrap=True,
-            markup=False,
-        )
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""What collapse looks like in numbers: pure functions of tensors."""
+"""What collapse looks like in numbers, on embeddings: pure functions of tensors [N, D] to a float.
+
+Those of distributions over K outputs are in `outputs`.
+"""
 
 import math
 from typing import NamedTuple
@@ -6,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from selfdistill.diagnose.outputs import entropy
 
 
 def output_std(z: Tensor) -> float:
@@ -16,19 +21,87 @@ def output_std(z: Tensor) -> float:
     return float(F.normalize(z.float(), dim=-1).std(0, correction=0).mean() * z.shape[-1] ** 0.5)
 
 
+def centre_norm(z: Tensor) -> float:
+    """|E z| of l2-normalised z [N, D], in [0, 1]: 1 when all point one way, 0 when they cancel (Zhang et al. 2022, the centre vector).
+
+    The std's other side: the channels' variances add up to 1 - centre_norm^2.
+    """
+    return float(F.normalize(z.float(), dim=-1).mean(0).norm())
+
+
+def spectrum(z: Tensor) -> Tensor:
+    """[min(N, D)] the eigenvalues of the covariance of z [N, D], largest first (Jing et al. 2022, Fig. 2); nan where z is not finite."""
+    z = z.float()
+    if not torch.isfinite(z).all():
+        return z.new_full((min(z.shape),), math.nan)
+    return torch.linalg.svdvals(z - z.mean(0)).square() / len(z)
+
+
 def effective_rank(z: Tensor) -> float:
     """exp of the entropy of the normalised singular values of centred z [N, D], in 1..min(N, D) (Roy & Vetterli 2007).
 
-    RankMe (Garrido et al. 2023, eq. 1) is the same of uncentred z. 0 when z is constant, nan when it is not finite.
+    0 when z is constant, nan when it is not finite.
     """
-    z = z.float()
+    return _rank(z.float(), z.float().mean(0))
+
+
+def rankme(z: Tensor) -> float:
+    """The same of uncentred z [N, D] (RankMe: Garrido et al. 2023, eq. 1), of the encoder's features. It ranks runs of one method, and
+    a shared mean counts as one direction; 0 when z is zero, nan when it is not finite."""
+    return _rank(z.float(), torch.zeros(()))
+
+
+def _rank(z: Tensor, centre: Tensor) -> float:
     if not torch.isfinite(z).all():
         return math.nan
-    singular = torch.linalg.svdvals(z - z.mean(0))
+    singular = torch.linalg.svdvals(z - centre.to(z.device))
     if singular.sum() <= 1e-6 * (1 + z.abs().max()):
         return 0.0
-    p = singular / singular.sum()
-    return float(torch.exp(-(p * (p + 1e-12).log()).sum()))
+    return _perplexity(singular)
+
+
+def participation_ratio(eigenvalues: Tensor) -> float:
+    """(sum l)^2 / sum l^2 of a `spectrum`, in 1..D: D when all directions vary alike, 1 when one does (Gao et al. 2017). The few large
+    ones decide it, so it is the lower of the two ranks. 0 when nothing varies."""
+    total = eigenvalues.sum()
+    return float(total**2 / eigenvalues.square().sum()) if total != 0 else 0.0
+
+
+def alpha_req(eigenvalues: Tensor, first: int = 4, last: int = 100) -> float:
+    """alpha of the power law l_i ~ i^-alpha, fitted to a `spectrum` in logarithms (alpha-ReQ: Agrawal et al. 2022; near 1 is best there).
+
+    The paper does not say over which i: its code takes ranks 4 to 100 with weights 1 / i, as here; all ranks where there are fewer
+    than 10 of those. nan when fewer than 3 eigenvalues stand out of fp32's noise.
+    """
+    signal = eigenvalues[eigenvalues > 1e-10 * eigenvalues.max()].double()
+    if len(signal) < 3:
+        return math.nan
+    start = first - 1 if min(last, len(signal)) - first >= 9 else 0
+    i = torch.arange(start + 1, min(last, len(signal)) + 1, device=signal.device).double()
+    x, y, w = i.log(), signal[start:last].log(), i.reciprocal() / i.reciprocal().sum()
+    x, y = x - (w * x).sum(), y - (w * y).sum()
+    return float(-(w * x * y).sum() / (w * x * x).sum())
+
+
+def lidar(z: Tensor, delta: float = 1e-4) -> float:
+    """The effective rank of what tells images apart: z [A, N, D] of A >= 2 augmentations of N images, in 1..min(D, N - 1) (LiDAR: Thilak
+    et al. 2024, Sec. 3). Each image is a class: S_w^-1/2 S_b S_w^-1/2, S_b the covariance of the images' means, S_w within images plus
+    `delta`. RankMe also counts directions that only the augmentation moves. Its absolute value depends on z's scale by `delta`.
+    """
+    z = z.double()
+    A, N, D = z.shape
+    if not torch.isfinite(z).all():
+        return math.nan
+    means = z.mean(0)  # [N, D]
+    within = (z - means).flatten(0, 1)
+    inside, vectors = torch.linalg.eigh(within.T @ within / (N * (A - 1)) + delta * torch.eye(D, dtype=z.dtype, device=z.device))
+    between = (means - means.mean(0)) @ vectors / inside.sqrt() / (N - 1) ** 0.5  # whitened by S_w; S_b is its Gram matrix
+    return _perplexity(torch.linalg.svdvals(between).square() + 1e-8)
+
+
+def _perplexity(x: Tensor) -> float:
+    """exp of the entropy of what shares x [K] has of its sum."""
+    return math.exp(entropy((x / x.sum())[None]))
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
@@ -42,14 +115,9 @@ def uniformity(x: Tensor, t: float = 2.0) -> float:
     return float(torch.pdist(F.normalize(x.float(), dim=-1)).square().mul(-t).exp().mean().log())
 
 
-def entropy(q: Tensor) -> float:
-    """Mean entropy in nats of distributions q [N, K]: ln K when uniform, 0 when sure of one output (DINO Fig. 7)."""
-    return float(-torch.special.xlogy(q.float(), q.float()).sum(-1).mean())
-
-
-def usage_entropy(q: Tensor) -> float:
-    """Entropy in nats of the mean of distributions q [N, K]: ln K when all outputs are used alike, 0 when one dominates."""
-    return entropy(q.float().mean(0, keepdim=True))
+def agreement(p: Tensor, t: Tensor) -> float:
+    """Mean cosine of the student's predictions p [..., D] and the teacher's targets t of the same images, in [-1, 1]."""
+    return float(F.cosine_similarity(p.float(), t.float(), dim=-1).mean())
 
 
 class ExpectationGap(NamedTuple):

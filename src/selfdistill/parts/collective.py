@@ -1,14 +1,30 @@
 """What is global over ranks. One process: the identity."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For a question that one rank asks by itself: nothing is gathered, which the others would have to take part in."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
 
 def ranks() -> tuple[int, int]:
     """(this rank, how many)."""
-    if dist.is_available() and dist.is_initialized():
+    if not _alone and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 

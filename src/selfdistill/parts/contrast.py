@@ -131,14 +131,17 @@ class SwappedLoss(nn.Module):
         self.update()
 
     def forward(self, p: Tensor, t: Tensor, pairs: PairList, progress: Progress) -> Tensor:
-        C = self.prototypes.weight
-        p, t = F.normalize(p, dim=-1), F.normalize(t, dim=-1)
-        scores = t @ C.detach().T  # [G, B, K]; the codes do not move the prototypes
-        codes = torch.stack([self._code(s, j, progress) for j, s in enumerate(scores)])
+        q, log_p = self.distributions(p, t, progress)
         if torch.is_grad_enabled() and self.spec.queue and progress.epoch >= self.spec.queue_from:
-            self._new.append(torch.stack([gather(view) for view in t.detach()]))
-        log_p = [(p[i] @ C.T / self.spec.temperature).log_softmax(-1) for i in range(len(p))]
-        return torch.stack([-(codes[j] * log_p[i]).sum(-1).mean() for i, j in pairs]).mean()
+            self._new.append(torch.stack([gather(view) for view in F.normalize(t.detach(), dim=-1)]))
+        return torch.stack([-(q[j] * log_p[i]).sum(-1).mean() for i, j in pairs]).mean()
+
+    def distributions(self, p: Tensor, t: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """(codes [G, B, K], log-probabilities of the predictions [V, B, K])."""
+        C = self.prototypes.weight
+        scores = F.normalize(t, dim=-1) @ C.detach().T  # [G, B, K]; the codes do not move the prototypes
+        codes = torch.stack([self._code(s, j, progress) for j, s in enumerate(scores)])
+        return codes, (F.normalize(p, dim=-1) @ C.T / self.spec.temperature).log_softmax(-1)
 
     def _code(self, scores: Tensor, view: int, progress: Progress) -> Tensor:
         n, earlier = len(scores), self.queue[view]

@@ -7,7 +7,7 @@ is a buffer and moves in `update`, once per optimiser step.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,15 @@ def pairs_of(kind: Pairs, students: int, teachers: int, split: bool = False) -> 
 def global_views(kind: Pairs) -> int:
     """How many global views of an image the pairs need."""
     return 4 if kind == "one-way-doubled" else 2
+
+
+@runtime_checkable
+class OverOutputs(Protocol):
+    """A loss that compares distributions over K outputs, and can say which."""
+
+    def distributions(self, p: Tensor, t: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """(targets q [G, B, K], the student's log-probabilities [V, B, K]) of p [V, B, D] and t [G, B, D]."""
+        ...
 
 
 class Pairwise(nn.Module):
@@ -112,6 +121,9 @@ class CrossEntropyLoss(nn.Module):
             targets = [q[j] for k, j in pairs if k == i]
             loss = loss + soft_cross_entropy(p[i], sum(targets[1:], start=targets[0]), self.temperature).mean()
         return loss / len(pairs)
+
+    def distributions(self, p: Tensor, t: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        return self.target(t, progress), (p / self.temperature).log_softmax(-1)
 
     def patches(self, p: Tensor, t: Tensor, masks: Tensor, progress: Progress) -> Tensor:
         """Masked patches [M, K]: the mean over a view's masked patches, then over all views, one without masks counting 0 (iBOT

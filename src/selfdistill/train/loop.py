@@ -14,7 +14,7 @@ from torch import nn
 
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
-from selfdistill.errors import Misuse
+from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.schedule import Progress
@@ -22,11 +22,13 @@ from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.allocator import keep_freed_memory
+from selfdistill.train.clock import Clock
 from selfdistill.train.faults import Guard, Interrupted, all_present, signals
 from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal
 from selfdistill.train.meeting import meet_on_loopback
-from selfdistill.train.monitor import Clocked, Monitor, test_errors
+from selfdistill.train.monitor import Monitor, test_errors
+from selfdistill.train.profile import Profile
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
 from selfdistill.views.draw import mix
 
@@ -38,11 +40,13 @@ def pretrain(
     resume: bool = False,
     encoder: nn.Module | None = None,
     console: Console | None = None,
+    profile: bool = False,
 ) -> Run:
     """Runs a resolved recipe to its end and returns the run.
 
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
-    Raises `Misuse` before anything is written, `Failure` when a disk fails, `Interrupted` once a signal's checkpoint is written.
+    profile: say at the end where the time went (train/profile.py). Raises `Misuse` before anything is written, `Failure` when a disk fails or, once all is written, when on_collapse=stop ended the
+    run, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
     meeting = meet_on_loopback(recipe.devices)
@@ -60,6 +64,10 @@ def pretrain(
     siamese = Siamese(recipe, len(source.train), given).to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         siamese = nn.SyncBatchNorm.convert_sync_batchnorm(siamese)  # statistics of the whole batch, as all the papers have them
+    if recipe.compile == "on":
+        for network in siamese.networks.values():
+            network.backbone.compile()
+    console.print(f"precision={recipe.precision} compile={recipe.compile}", highlight=False)
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
 
     if not resume:
@@ -80,8 +88,11 @@ def pretrain(
             raise Misuse(f"{path}: {reason}. on_bad_image=skip trains on the others")
         console.print(f"left out: {path}: {reason}", soft_wrap=True, highlight=False, markup=False)
 
-    views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
-    monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
+    clock = Clock(fabric.device, waits=profile)
+    views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
+    monitor = Monitor(recipe, source, Journal(out, start, total, console), clock) if fabric.is_global_zero else None
+    watch = Profile(out, siamese, recipe, clock) if profile and fabric.is_global_zero else None
+    ends = False
     try:
         with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():
             if monitor and start == 0:
@@ -94,20 +105,34 @@ def pretrain(
                 guard.remember()
                 losses = []
                 for micro in range(recipe.accumulate):
+                    with clock("data and views"):
+                        seen = next(views)
+                    if watch and micro == 0:
+                        watch.before(seen, now)
                     with fabric.no_backward_sync(model, enabled=micro < recipe.accumulate - 1):
-                        made: Step = model(next(views), now)
-                        fabric.backward(made.loss / recipe.accumulate)
-                        losses.append(made.loss.detach())
+                        with clock("forward"):
+                            made: Step = model(seen, now)
+                        with clock("backward"):
+                            fabric.backward(made.loss / recipe.accumulate)
+                    losses.append(made.loss.detach())
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
                 if guard.passes(step + 1, torch.stack(losses).mean(), fabric, came):  # else all is as before the step
-                    _clip(model, recipe)
-                    _freeze(optimizer, now)
-                    optimizer.step()
-                    siamese.after_step(after)
+                    with clock("optimiser"):
+                        _clip(model, recipe)
+                        _freeze(optimizer, now)
+                        optimizer.step()
+                    with clock("teacher update"):
+                        siamese.after_step(after)
                 optimizer.zero_grad(set_to_none=True)
-                knn = monitor.after(after, made, lr, siamese) if monitor else None
+                with clock("probes and log"):
+                    knn = monitor.after(after, made, lr, siamese) if monitor else None
                 last = after.step == total
-                keeper.after(after, siamese, optimizer, guard.bad, knn, asked=last or guard.signum > 0)
+                if recipe.on_collapse == "stop" and after.at_epoch_end and not last:
+                    ends = fabric.broadcast(monitor is not None and monitor.ends)  # all ranks stop at the same step
+                with clock("checkpoint"):
+                    keeper.after(after, siamese, optimizer, guard.bad, knn, asked=last or ends or guard.signum > 0)
+                if ends:
+                    break
                 if guard.signum and not last:
                     fabric.barrier()  # a process that ends takes the others with it: not before the checkpoint is written
                     raise Interrupted(guard.signum, f"saved at step {after.step} of {total}. Go on with: {how}")
@@ -119,6 +144,12 @@ def pretrain(
     with all_present(fabric, how):
         fabric.barrier()
     del meeting  # not before: the processes talk through it
+    if watch:
+        console.print(watch.finish(), soft_wrap=True, highlight=False)
+    if ends:
+        raise Failure(
+            f"stopped at epoch {after.epoch:.0f} of {recipe.epochs} (on_collapse=stop). {run.summary['because']} What there is: {out}"
+        )
     return run
 
 

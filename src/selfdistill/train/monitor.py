@@ -4,57 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfdistill.data.images import Images, Source, spread
-from selfdistill.diagnose import metrics
-from selfdistill.diagnose.verdict import judge
+from selfdistill.diagnose.metrics import output_std
+from selfdistill.diagnose.ridge import ridge_accuracy
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
+from selfdistill.train.clock import Clock
 from selfdistill.train.journal import Journal
+from selfdistill.train.probe import collapse
 from selfdistill.train.run import features_of, labelled
-from selfdistill.views.batch import Views
 
 BANK, QUERIES = 10_000, 2_000
 """images of the online kNN at most; evaluate uses all"""
 SHARE = 0.04
 """of a run's time that probes may take"""
-SAMPLES = 2_048
-"""projections that the collapse metrics look at: a rank of 2,048 needs as many, and the SVD costs a second at that"""
-
-
-class Clocked(Iterator[Views]):
-    """Views, and the seconds that they took: of a CPU the work, of a GPU what the loop waited."""
-
-    def __init__(self, views: Iterator[Views]):
-        self.views, self.seconds = views, 0.0
-
-    def __next__(self) -> Views:
-        started = time.perf_counter()
-        try:
-            return next(self.views)
-        finally:
-            self.seconds += time.perf_counter() - started
-
-    def lap(self) -> float:
-        """The seconds since the last lap."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
+PATIENCE = 3
+"""probes in a row with the same bad verdict after which on_collapse=stop ends the run"""
+PLATEAU = 0.5
+"""of the run, which uniform-target must last for that as well: SwAV on digits leaves it by itself after 17 of 60 epochs"""
 
 
 class Monitor:
-    """Writes a line every `log_every` steps; at probes adds kNN on held-out images, where there are labels, the collapse metrics
-    on the projections of the step just made, and the verdict, which is said aloud when it turns."""
+    """Writes a line every `log_every` steps; at probes adds kNN and a linear probe on held-out images, where there are labels, the
+    collapse metrics of the step just made, and the verdict, which is said aloud when it turns."""
 
-    def __init__(self, recipe: Recipe, source: Source, journal: Journal, views: Clocked):
-        self.recipe, self.journal, self.views = recipe, journal, views
+    def __init__(self, recipe: Recipe, source: Source, journal: Journal, clock: Clock):
+        self.recipe, self.journal, self.clock = recipe, journal, clock
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
             bank, _, test, _ = labelled(source)
@@ -68,10 +51,18 @@ class Monitor:
         probed = (1 + recipe.teacher.own_weights) * (len(self.sets[0]) + len(self.sets[2])) if self.sets else 0
         often = max(1, math.ceil(probed / (3 * recipe.global_views * len(source.train)) / SHARE))
         self.every = often if recipe.probe_every == "auto" else recipe.probe_every
-        self.state = journal.last.get("verdict", "healthy")
+        self.state, self.held = journal.last.get("verdict", "healthy"), 0
+        self.turned = self.lasted = 0.0  # epochs
         self.seconds = journal.last.get("wall_seconds", 0.0)
-        self.clock = self.logged = time.perf_counter()
+        self.started = self.logged = time.perf_counter()
         self.steps = 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether on_collapse=stop ends the run: numbers that are not finite do not come back, a collapse of a few probes may."""
+        least = PLATEAU * self.recipe.epochs if self.state == "uniform-target" else 0.0
+        lasting = self.state == "diverged" or (self.state != "healthy" and self.held >= PATIENCE and self.lasted >= least)
+        return self.recipe.on_collapse == "stop" and lasting
 
     def before(self, siamese: Siamese) -> None:
         """The line of step 0: how good random features are."""
@@ -88,59 +79,41 @@ class Monitor:
         row: dict[str, Any] = {"step": now.step, "epoch": round(now.epoch, 4), "loss": float(made.loss.detach()), "lr": lr}
         seconds = time.perf_counter() - self.logged
         row["images_per_second"] = round(self.steps * self.recipe.batch_size / seconds, 1)
-        row["data_share"] = round(self.views.lap() / seconds, 4)
+        row["data_share"] = round(self.clock.lap("data and views") / seconds, 4)
         if len(made.losses) > 1:
             row |= {f"loss_{name}": float(value.detach()) for name, value in made.losses.items()}
-        row["output_std"] = metrics.output_std(made.z.cls.detach().flatten(0, 1))
+        row["output_std"] = output_std(made.z.cls.detach().flatten(0, 1))
         if probing:
-            row |= self.collapse(made, siamese, now)
-            row |= self.knn(siamese)
-        row["wall_seconds"] = round(self.seconds + time.perf_counter() - self.clock, 2)
+            found, verdict = collapse(made, siamese, now)
+            row |= {**found, **self.knn(siamese), "verdict": verdict.state, "because": str(verdict)}
+        row["wall_seconds"] = round(self.seconds + time.perf_counter() - self.started, 2)
         self.journal.log(row, aloud=probing)
         if probing and row["verdict"] != self.state:
             self.journal.say(f"epoch {epoch}: {row['because']}")
-            self.state = row["verdict"]
+            self.state, self.held, self.turned = row["verdict"], 0, now.epoch
+        self.held += probing
+        self.lasted = now.epoch - self.turned
         self.steps, self.logged = 0, time.perf_counter()
         return row.get("knn_top1")
 
     @torch.no_grad()
     def knn(self, siamese: Siamese) -> dict[str, Any]:
-        """kNN accuracy on a share of the held-out images, of the encoder that is kept and, where the teacher has weights of its own,
-        of both; None without labels."""
+        """kNN and ridge accuracy on a share of the held-out images, of the encoder that is kept and, where the teacher has weights of
+        its own, of both; None without labels."""
         if self.sets is None:
             return {"knn_top1": None}
         bank, labels, test, targets = self.sets
-        found: dict[str, Any] = {}
+        scores: dict[str, dict[str, float]] = {}
         for who, network in siamese.networks.items():
             of = [features_of(network.backbone, i, self.recipe, bf16=self.recipe.precision == "bf16") for i in (bank, test)]
-            found[f"knn_{who}"] = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
-        found = {"knn_top1": found.get(f"knn_{self.recipe.keep}", found["knn_student"]), **(found if len(found) > 1 else {})}
+            knn = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
+            scores[who] = {"knn": knn, "ridge": ridge_accuracy(of[0], labels, of[1], targets)}
+        found: dict[str, Any] = {f"{name}_top1": value for name, value in scores.get(self.recipe.keep, scores["student"]).items()}
+        if len(scores) > 1:
+            found |= {f"{name}_{who}": value for who, of_it in scores.items() for name, value in of_it.items()}
         if self.recipe.labels is not None:
             found |= test_errors(siamese, self.recipe, test, targets)
         return found
-
-    @torch.no_grad()
-    def collapse(self, made: Step, siamese: Siamese, now: Progress) -> dict[str, Any]:
-        """The collapse metrics of one step, and what they mean."""
-        z = made.z.cls.detach().float()  # [V, B, D]
-        flat = z.flatten(0, 1)
-        if len(flat) > SAMPLES:
-            flat = flat[torch.linspace(0, len(flat) - 1, SAMPLES, device=z.device).long()]
-        found: dict[str, Any] = {
-            "output_std": metrics.output_std(flat),
-            "effective_rank": metrics.effective_rank(flat),
-            "alignment": metrics.alignment(z[0], z[1]) if len(z) > 1 else None,  # one-way: the student sees one view
-            "uniformity": metrics.uniformity(z[0]),
-            "target_entropy": None,  # of targets that are distributions; cosine and MSE compare vectors
-        }
-        for name, term in self.recipe.terms.items():
-            if term.loss.kind == "cross-entropy" and term.on == "cls":
-                target = siamese.get_submodule(f"terms.{name}.loss.target")
-                q = target(made.t.cls.float(), now).flatten(0, 1)  # [G B, K]
-                found["target_entropy"], found["target_usage_entropy"] = metrics.entropy(q), metrics.usage_entropy(q)
-                found["target_outputs"] = q.shape[1]
-        verdict = judge({"loss": float(made.loss.detach()), "rank_limit": min(flat.shape), **found}, self.recipe)
-        return {**found, "verdict": verdict.state, "because": str(verdict)}
 
 
 def test_errors(siamese: Siamese, recipe: Recipe, test: Images, targets: Tensor) -> dict[str, float]:

@@ -64,7 +64,7 @@ class Run:
         return self._source or open_source(self.recipe.data, self.recipe.on_bad_image)
 
     @cached_property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The trained encoder in eval mode: images [B, C, H, W], normalised as in recipe.views, to features [B, F]."""
         file = self.path / "backbone.safetensors"
         if not file.exists():

@@ -1,0 +1,171 @@
+"""From run folders and images to each figure: what `selfdistill picture` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from selfdistill.data.images import BadImage, Images, Pixels, read_image, spread
+from selfdistill.data.loader import in_memory
+from selfdistill.errors import Misuse
+from selfdistill.report import attention, curves, embeddings
+from selfdistill.train.diagnosis import projections
+from selfdistill.train.run import Run, features_of
+from selfdistill.views.augment import normalize
+
+IMAGES = 1_000
+"""held-out images in a figure at most"""
+
+
+class Asked(NamedTuple):
+    """runs: most figures show the first. files: images in place of held-out ones. size: pixels of their shorter side, for a ViT."""
+
+    runs: Sequence[Run]
+    files: Sequence[Path] = ()
+    size: int | None = None
+
+    @property
+    def run(self) -> Run:
+        return self.runs[0]
+
+
+def training(asked: Asked) -> Figure:
+    """loss, std and kNN over epochs, of one or several runs"""
+    return curves.training_curves(_rows(asked.runs))
+
+
+def teacher(asked: Asked) -> Figure:
+    """the targets' entropy and KL over epochs"""
+    return curves.teacher_curves(_rows(asked.runs))
+
+
+def spectrum(asked: Asked) -> Figure:
+    """eigenvalues of features and projections"""
+    found: dict[str, Tensor] = {}
+    for name, run in _named(asked.runs).items():
+        images = _held_out(run)
+        found[f"{name} features"] = features_of(run.backbone, images, run.recipe)
+        found[f"{name} projections"] = projections(run, images, 2).flatten(0, 1)
+    return embeddings.spectrum_figure(found)
+
+
+def hypersphere(asked: Asked) -> Figure:
+    """alignment and uniformity on the circle, by class"""
+    images = _held_out(asked.run)
+    return embeddings.hypersphere_figure(projections(asked.run, images, 2), images.labels, images.classes)
+
+
+def sphere(asked: Asked) -> Figure:
+    """the same on the sphere"""
+    images = _held_out(asked.run)
+    return embeddings.sphere_figure(projections(asked.run, images, 2), images.labels, images.classes)
+
+
+def classes_map(asked: Asked) -> Figure:
+    """features in the plane, by t-SNE"""
+    images = _held_out(asked.run)
+    return embeddings.map_figure(features_of(asked.run.backbone, images, asked.run.recipe), images.labels, images.classes)
+
+
+def neighbours(asked: Asked, k: int = 8, queries: int = 8) -> Figure:
+    """images and their nearest training images"""
+    run = asked.run
+    bank = run.source.bank or run.source.train
+    images = spread(_held_out(run), queries)
+    if asked.files:
+        images = Pixels(torch.stack([_square(run, f) for f in asked.files]))
+    pixels = in_memory(images, run.recipe.views, run.recipe.workers).pixels
+    features = F.normalize(run.embed(pixels), dim=1) @ F.normalize(features_of(run.backbone, bank, run.recipe), dim=1).T
+    similarity, places = features.topk(min(k, len(bank)), dim=1)
+    near = in_memory(bank.pick(places.flatten()), run.recipe.views, run.recipe.workers)
+    known = images.labels is not None and bank.labels is not None
+    right = bank.labels[places] == images.labels[:, None] if known else None  # type: ignore[index]
+    return embeddings.neighbours_figure(pixels, near.pixels.unflatten(0, places.shape), similarity, right)
+
+
+def attention_maps(asked: Asked) -> Figure:
+    """what a ViT's class token looks at, head by head"""
+    run, shown = asked.run, _images(asked, 4)
+    return attention.attention_figure(shown, [attention.attention_of(run.backbone, _normal(run, image))[0] for image in shown])
+
+
+def patches(asked: Asked) -> Figure:
+    """a ViT's patch tokens as colours"""
+    run, shown = asked.run, _images(asked, 8)
+    tokens = [attention.patches_of(run.backbone, _normal(run, image))[0] for image in shown]
+    together = attention.rgb_of(torch.cat([t.flatten(0, 1) for t in tokens])[None, :, None])[0, :, 0]
+    parts = together.split([t.shape[0] * t.shape[1] for t in tokens])
+    return attention.patches_figure(shown, [part.view(*t.shape[:2], 3) for part, t in zip(parts, tokens, strict=True)])
+
+
+PICTURES: dict[str, Callable[[Asked], Figure]] = {
+    "curves": training,
+    "teacher": teacher,
+    "spectrum": spectrum,
+    "hypersphere": hypersphere,
+    "sphere": sphere,
+    "map": classes_map,
+    "neighbours": neighbours,
+    "attention": attention_maps,
+    "patches": patches,
+}
+
+
+def _named(runs: Sequence[Run]) -> dict[str, Run]:
+    """By the folder's name, or its path where two share one."""
+    names = [run.path.resolve().name for run in runs]
+    return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)}
+
+
+def _rows(runs: Sequence[Run]) -> dict[str, curves.Rows]:
+    return {name: run.metrics for name, run in _named(runs).items()}
+
+
+def _held_out(run: Run) -> Images:
+    return spread(run.source.test or run.source.train, IMAGES)
+
+
+def _images(asked: Asked, count: int) -> list[Tensor]:
+    """uint8 [C, H, W], sides a multiple of a patch: files with their ratio kept, or held-out images."""
+    run, side = asked.run, attention.patch_side(asked.run.backbone)
+    held_out = () if asked.files else in_memory(spread(_held_out(run), count), run.recipe.views, run.recipe.workers).pixels
+    return [_fitted(image, asked.size or run.recipe.views.size, side) for image in (*map(partial(_read, run), asked.files), *held_out)]
+
+
+def _fitted(image: Tensor, size: int, multiple: int) -> Tensor:
+    """[C, H, W] with a shorter side of `size` pixels, both sides rounded to a multiple."""
+    height, width = image.shape[1:]
+    scale = size / min(height, width)
+    sides = [max(1, round(n * scale / multiple)) * multiple for n in (height, width)]
+    resized = F.interpolate(image[None].float(), sides, mode="bilinear", antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _read(run: Run, file: Path) -> Tensor:
+    """uint8 [C, H, W] of an image file, in the run's channels."""
+    try:
+        image = read_image(file)
+    except BadImage as e:
+        raise Misuse(f"{e.path}: {e.reason}") from e
+    pixels = np.asarray(image.convert("L" if run.recipe.encoder.channels == 1 else "RGB"))
+    return torch.tensor(pixels).view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def _square(run: Run, file: Path) -> Tensor:
+    """The central square of an image file, of the views' size."""
+    image = _read(run, file)
+    side = min(image.shape[1:])
+    top, left = ((n - side) // 2 for n in image.shape[1:])
+    return _fitted(image[:, top : top + side, left : left + side], run.recipe.views.size, 1)
+
+
+def _normal(run: Run, image: Tensor) -> Tensor:
+    return normalize(image[None].float() / 255, run.recipe.views)

@@ -1,0 +1,66 @@
+"""What one step says about collapse: the metrics of its projections, targets and distributions, and the verdict on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfdistill.diagnose import metrics, outputs
+from selfdistill.diagnose.verdict import Verdict, judge
+from selfdistill.parts.collective import alone
+from selfdistill.parts.loss import OverOutputs, pairs_of
+from selfdistill.parts.schedule import Progress
+from selfdistill.siamese import Siamese, Step
+
+SAMPLES = 2_048
+"""projections that are looked at: a rank of 2,048 needs as many, and the SVD costs a second at that"""
+
+
+@torch.no_grad()
+def collapse(made: Step, siamese: Siamese, now: Progress) -> tuple[dict[str, Any], Verdict]:
+    """(collapse metrics of the student, of a teacher with weights of its own, and of both as distributions; the verdict)."""
+    z, p, t = (x.cls.detach().float() for x in (made.z, made.p, made.t))  # [V, B, D], [V, B, D], [G, B, D]
+    flat = _some(z)
+    found: dict[str, Any] = {
+        "output_std": metrics.output_std(flat),
+        "effective_rank": metrics.effective_rank(flat),
+        "centre_norm": metrics.centre_norm(flat),
+        "alignment": metrics.alignment(z[0], z[1]) if len(z) > 1 else None,  # one-way: the student sees one view
+        "uniformity": metrics.uniformity(z[0]),
+        "target_entropy": None,  # of targets that are distributions; cosine and MSE compare vectors
+    }
+    if siamese.recipe.teacher.own_weights:
+        found |= {"teacher_output_std": metrics.output_std(_some(t)), "teacher_effective_rank": metrics.effective_rank(_some(t))}
+    whole = {name: term for name, term in siamese.recipe.terms.items() if term.on == "cls"}
+    for name, term in whole.items():
+        pairs = pairs_of(term.pairs, min(len(p), len(t)), len(t), siamese.split)  # of global views
+        i, j = ([pair[side] for pair in pairs] for side in (0, 1))
+        found["agreement"] = metrics.agreement(p[i], t[j])
+        loss = siamese.get_submodule(f"terms.{name}.loss")
+        if isinstance(loss, OverOutputs):
+            with alone():
+                q, log_p = loss.distributions(p[: len(t)], t, now)  # [G, B, K]
+            found |= of_distributions(q, log_p, i, j)
+    return found, judge({"loss": float(made.loss.detach()), "rank_limit": min(flat.shape), **found}, siamese.recipe)
+
+
+def of_distributions(q: Tensor, log_p: Tensor, i: list[int], j: list[int]) -> dict[str, float]:
+    """DINO Fig. 7 and more, of targets q and the student's log-probabilities [G, B, K], whose views i predict the views j."""
+    every, said, of = q.flatten(0, 1), log_p[i].flatten(0, 1), q[j].flatten(0, 1)
+    return {
+        "target_outputs": q.shape[-1],
+        "target_entropy": outputs.entropy(every),
+        "target_usage_entropy": outputs.usage_entropy(every),
+        "target_usage": outputs.usage(every),
+        "target_kl": outputs.kl(of, said),
+        "student_entropy": outputs.entropy(log_p.flatten(0, 1).exp()),
+        "same_output": outputs.same_output(of, said),
+    }
+
+
+def _some(z: Tensor) -> Tensor:
+    """At most SAMPLES rows of z [V, B, D], spread evenly."""
+    flat = z.flatten(0, 1)
+    return flat if len(flat) <= SAMPLES else flat[torch.linspace(0, len(flat) - 1, SAMPLES, device=z.device).long()]

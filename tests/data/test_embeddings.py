@@ -1,0 +1,96 @@
+"""Embeddings that another program has written."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from selfdistill.data.embeddings import read_embeddings
+from selfdistill.errors import Misuse
+
+Z = np.random.default_rng(0).normal(size=(6, 3))
+NAMES = ["cat", "dog", "cat", "ant", "dog", "cat"]
+CODES = [1, 2, 1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
+def test_npy(tmp_path, dtype):
+    np.save(tmp_path / "z.npy", (10 * Z).astype(dtype))
+    np.save(tmp_path / "y.npy", np.array(NAMES))
+    z, labels = read_embeddings(tmp_path / "z.npy", tmp_path / "y.npy")
+    assert z.dtype == torch.float32
+    assert np.array_equal(z.numpy(), (10 * Z).astype(dtype).astype("float32"))
+    assert labels.tolist() == CODES
+    assert read_embeddings(tmp_path / "z.npy")[1] is None
+
+
+@pytest.mark.parametrize("column", ["features", "embedding"])
+def test_parquet_with_a_list_column(tmp_path, column):
+    pq.write_table(pa.table({"path": NAMES, column: Z.tolist(), "label": CODES}), tmp_path / "z.parquet")
+    z, labels = read_embeddings(tmp_path / "z.parquet")
+    assert np.allclose(z, Z)
+    assert labels.tolist() == CODES
+
+
+def test_parquet_with_a_column_a_dimension(tmp_path):
+    pq.write_table(pa.table({"a": Z[:, 0], "name": NAMES, "b": Z[:, 1], "c": Z[:, 2]}), tmp_path / "z.parquet")
+    z, labels = read_embeddings(tmp_path / "z.parquet")
+    assert np.allclose(z, Z)
+    assert labels is None
+
+
+def bad(tmp_path):
+    np.save(tmp_path / "flat.npy", Z[0])
+    np.save(tmp_path / "one.npy", Z[:1])
+    np.save(tmp_path / "words.npy", np.array([NAMES, NAMES]))
+    np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
+    np.savez(tmp_path / "many.npz", a=Z)
+    (tmp_path / "many.npz").rename(tmp_path / "many.npy")
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "z.csv").write_text("1,2")
+    pq.write_table(pa.table({"name": NAMES}), tmp_path / "names.parquet")
+    pq.write_table(pa.table({"features": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    pq.write_table(pa.table({"features": [[1.0, 2.0], None]}), tmp_path / "hole.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("flat.npy", "[N, D]"),
+        ("one.npy", "[1, 3]"),
+        ("words.npy", "numbers"),
+        ("objects.npy", "cannot be read"),
+        ("many.npy", "several arrays"),
+        ("text.npy", "cannot be read"),
+        ("empty.npy", "cannot be read"),
+        ("absent.npy", "cannot be read"),
+        ("text.parquet", "cannot be read"),
+        ("absent.parquet", "cannot be read"),
+        ("names.parquet", "no embeddings in columns name"),
+        ("ragged.parquet", "different lengths"),
+        ("hole.parquet", "different lengths"),
+        ("z.csv", ".parquet"),
+    ],
+)
+def test_what_is_none_is_refused_with_its_name(tmp_path, name, said):
+    bad(tmp_path)
+    with pytest.raises(Misuse) as e:
+        read_embeddings(tmp_path / name)
+    assert name in str(e.value)
+    assert said in str(e.value)
+
+
+def test_labels_for_others(tmp_path):
+    np.save(tmp_path / "z.npy", Z)
+    np.save(tmp_path / "y.npy", np.arange(5))
+    with pytest.raises(Misuse, match=r"\[5\] for 6"):
+        read_embeddings(tmp_path / "z.npy", tmp_path / "y.npy")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(Misuse, match=r"selfdistill\[parquet\]"):
+        read_embeddings(tmp_path / "z.parquet")
