@@ -75,13 +75,15 @@ def pretrain(
     out: str | Path | None = None,
     resume: bool = False,
     console: Console | None = None,
+    profile: bool = False,
     **settings: Any,
 ) -> Run:
     """Pretrains a method on images and returns the run.
 
     method: a name, or a recipe. changes: "key=value" as on the command line; settings: the same as keywords. data: a name, a
     folder, uint8 images [N, C, H, W], or a `Source` (with held-out labels for the probes). encoder: a name, or any module that
-    maps [B, C, H, W] to [B, F]. without: ingredients to take out. out: the run folder. resume: go on from its checkpoint.
+    maps [B, C, H, W] to [B, F]. without: ingredients to take out. out: the run folder. resume: go on from its checkpoint. profile: say
+    where the time went.
     Raises `Misuse` for what cannot be done, before anything is written.
     """
     console = console or Console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)  # of several processes one speaks
@@ -95,7 +97,7 @@ def pretrain(
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     if resume:
         run = _resumable(out, asked, without, module, source)
-        return loop.pretrain(run.recipe, run.source, run.path, True, module, console)
+        return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
     base = recipe_of(method) if isinstance(method, str) else method
     asked += edits(base.edit(asked), without)
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
@@ -106,7 +108,7 @@ def pretrain(
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
         for line in lines:
             console.print(f"  {line}", soft_wrap=True, highlight=False)
-    return loop.pretrain(recipe, source, path, False, module, console)
+    return loop.pretrain(recipe, source, path, False, module, console, profile)
 
 
 def measure(what: str | Path | Run, *words: str, to: str | Path | None = None, **settings: Any) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 from pydantic import AfterValidator
 
 from selfdistill.ablate.figures import METRICS, Results, mean_and_sd, verdicts
-from selfdistill.diagnose.verdict import State
+from selfdistill.diagnose.causes import State
 from selfdistill.spec import Spec
 
 Outcome = Literal["HOLDS", "FAILS", "UNDECIDED"]

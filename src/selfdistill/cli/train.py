@@ -25,6 +25,7 @@ def pretrain(
     without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out, e.g. stop-gradient; repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder, a new one under runs/ if not given")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out from its checkpoint")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="say where the time went, and write profile.json and trace.json")] = False,
     config: Annotated[Path | None, typer.Option(help="a recipe's YAML file in place of the method's own")] = None,
 ) -> None:
     """Pretrain METHOD on images: selfdistill pretrain simsiam data=path/to/images epochs=100."""
@@ -46,7 +47,7 @@ def pretrain(
     else:
         raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill pretrain simsiam data=digits")
     try:
-        run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume)
+        run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume, profile=profile)
     except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
         raise typer.Exit(said(e, 128 + e.signum)) from e
     except KeyboardInterrupt as e:  # before the first step or after the last: what there is to save is saved

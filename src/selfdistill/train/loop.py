@@ -45,8 +45,8 @@ def pretrain(
     """Runs a resolved recipe to its end and returns the run.
 
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
-    profile: say at the end where the time went (train/profile.py). Raises `Misuse` before anything is written, `Failure` when a disk fails or, once all is written, when on_collapse=stop ended the
-    run, `Interrupted` once a signal's checkpoint is written.
+    profile: say at the end where the time went (train/profile.py). Raises `Misuse` before anything is written, `Failure` when a disk
+    fails or, once all is written, when on_collapse=stop ended the run, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
     meeting = meet_on_loopback(recipe.devices)

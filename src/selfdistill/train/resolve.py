@@ -14,6 +14,9 @@ from selfdistill.presets import preset_for, with_preset
 from selfdistill.recipe import Recipe
 from selfdistill.train.run import labelled
 
+REPAID = 10_000
+"""steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
+
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[str]]:
     """(recipe, data, what the preset changed): the method's paper, then the data's preset, then the user's `changes`.
@@ -41,6 +44,9 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         labelled(source)  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
         recipe = recipe.edit([f"projector.out={len(source.train.classes) or 1}"])  # a classifier
+    if recipe.compile == "auto":
+        steps = recipe.epochs * (len(source.train) // recipe.batch_size)
+        recipe = recipe.edit([f"compile={'on' if torch.cuda.is_available() and steps >= REPAID else 'off'}"])
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
     return recipe, source, lines

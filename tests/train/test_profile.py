@@ -1,0 +1,69 @@
+"""Where the time goes: parts that interrupt each other, FLOPs counted by hand, the table of a run."""
+
+import json
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from selfdistill.cli import app
+from selfdistill.methods import METHODS
+from selfdistill.parts.schedule import Progress
+from selfdistill.siamese import Siamese
+from selfdistill.train.clock import Clock
+from selfdistill.train.profile import flops
+from selfdistill.views.batch import Views
+
+CPU = torch.device("cpu")
+
+
+def test_an_inner_part_interrupts_the_outer_one(monkeypatch):
+    now = iter(range(0, 100, 10))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    clock = Clock(CPU)
+    with clock("outer"), clock("inner"):  # readings at 0, 10, 20, 30
+        pass
+    assert clock.seconds == {"outer": 20.0, "inner": 10.0}
+    assert clock.lap("outer") == 20.0
+    with clock("outer"):  # 40, 50
+        pass
+    assert clock.lap("outer") == 10.0
+    assert clock.lap("inner") == 10.0
+
+
+def test_a_part_that_fails_is_left():
+    clock = Clock(CPU)
+    with pytest.raises(RuntimeError), clock("outer"), clock("inner"):
+        raise RuntimeError
+    with clock("next"):
+        pass
+    assert set(clock.seconds) == {"outer", "inner", "next"}
+
+
+def test_flops_are_two_a_multiplication_and_leave_the_model_as_it_was():
+    """A linear projector on a user's encoder without products: B x 2 views x F x D, forward and the weight's gradient."""
+    recipe = METHODS["simsiam"].edit(["projector.hidden=[]", "projector.out=5", "projector.bn=none", "predictor=none", "views.size=4"])
+    siamese = Siamese(recipe, 10, torch.nn.Flatten())
+    before = {k: v.clone() for k, v in siamese.state_dict().items()}
+    views = Views((torch.randn(2, 6, 3, 4, 4),), torch.arange(6))
+    assert flops(siamese, views, Progress(0, 10, 1), recipe) == 2 * (2 * 6 * 48 * 5) * 2
+    for key, value in siamese.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert all(p.grad is None for p in siamese.parameters())
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
+def test_a_profiled_run_says_where_its_time_went(tmp_path, method):
+    out = tmp_path / "run"
+    words = ["pretrain", method, "data=digits", "epochs=1", "precision=fp32", "--profile", "--out", str(out)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "profile.json").read_text())
+    parts = {"data and views", "forward", "backward", "optimiser", "teacher update", "probes and log", "checkpoint"}
+    assert set(found["seconds"]) == parts | ({"teacher forward"} if method == "byol" else set())
+    assert all(s > 0 for s in found["seconds"].values())
+    assert found["steps"] == 11
+    assert 0 < found["flops_per_second"] < 2 * found["matrix_product_flops_per_second"]
+    assert json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert "images/s. Forward and backward" in result.output
