@@ -16,6 +16,7 @@ from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.export import deliver
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff
 from selfdistill.train import loop
@@ -24,7 +25,7 @@ from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "export_run", "load", "predictor_gap", "pretrain", "recipe_of"]
 
 
 def recipe_of(name: str) -> Recipe:
@@ -100,6 +101,11 @@ def alternate(
         em.alternation(recipe, pixels.pixels, rounds, steps, augmentations),
         strict=True,
     )
+
+
+def export_run(run: Run, format: str, of: str | None = None, out: str | Path | None = None, data: str | None = None) -> deliver.Export:
+    """A run's backbone for other libraries; see `export.deliver.export`."""
+    return deliver.export(run, format, of, None if out is None else Path(out), data)
 
 
 def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:
