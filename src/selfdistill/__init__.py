@@ -8,9 +8,41 @@ run.knn(); run.embed(images); run.backbone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfdistill.api import METHODS, Interrupted, Misuse, Recipe, Run, alternate, diff, export_run, load, predictor_gap, pretrain, recipe_of
+    from selfdistill.api import (
+        METHODS,
+        Interrupted,
+        Misuse,
+        Recipe,
+        Run,
+        alternate,
+        diff,
+        duplicates,
+        embed_to,
+        export_run,
+        load,
+        neighbours,
+        predictor_gap,
+        pretrain,
+        recipe_of,
+    )
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "export_run", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = [
+    "METHODS",
+    "Interrupted",
+    "Misuse",
+    "Recipe",
+    "Run",
+    "alternate",
+    "diff",
+    "duplicates",
+    "embed_to",
+    "export_run",
+    "load",
+    "neighbours",
+    "predictor_gap",
+    "pretrain",
+    "recipe_of",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,8 @@ from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.export import deliver
+from selfdistill.export.embeddings import embed as embed_to
+from selfdistill.export.neighbours import duplicates, neighbours
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, diff
 from selfdistill.train import loop
@@ -25,7 +27,23 @@ from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.trained import predictor_gap
 
-__all__ = ["METHODS", "Interrupted", "Misuse", "Recipe", "Run", "alternate", "diff", "export_run", "load", "predictor_gap", "pretrain", "recipe_of"]
+__all__ = [
+    "METHODS",
+    "Interrupted",
+    "Misuse",
+    "Recipe",
+    "Run",
+    "alternate",
+    "diff",
+    "duplicates",
+    "embed_to",
+    "export_run",
+    "load",
+    "neighbours",
+    "predictor_gap",
+    "pretrain",
+    "recipe_of",
+]
 
 
 def recipe_of(name: str) -> Recipe:

@@ -133,7 +133,7 @@ def test_transformers_knows_how_images_are_read(vit, tmp_path):
 def test_what_a_format_cannot_hold_is_refused_with_the_way_out(small, format, tmp_path):
     for package in FORMATS[format].needs:
         pytest.importorskip(package)
-    with pytest.raises(sd.Misuse, match="resnet-small.*--format onnx"):
+    with pytest.raises(sd.Misuse, match=r"resnet-small.*--format onnx"):
         sd.export_run(small, format, out=tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -151,7 +151,7 @@ def test_what_torchvisions_resnets_are_not(encoder, said, tmp_path):
 def test_an_unknown_format_and_a_network_that_torchvision_lacks(vit, tiny_run, tmp_path):
     with pytest.raises(sd.Misuse, match="no vit_tiny_patch16_224"):
         sd.export_run(vit, "torchvision", out=tmp_path / "out")
-    with pytest.raises(sd.Misuse, match="--format torch: allowed.*torchvision"):
+    with pytest.raises(sd.Misuse, match=r"--format torch: allowed.*torchvision"):
         sd.export_run(tiny_run, "torch", out=tmp_path / "out")
 
 

@@ -30,3 +30,65 @@ def export(
         soft_wrap=True,
     )
     console.print(f"how to load it: {done.path / 'README.md'}", soft_wrap=True)
+
+
+Data = Annotated[
+    str, typer.Argument(metavar="data=DATA", help="what pretrain takes: a folder, shards, a set's name; data= may be left out")
+]
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="the file: .parquet, or .npy with a .csv of ids and paths beside it")] = Path(
+        "embeddings.parquet"
+    ),
+) -> None:
+    """Write the features of every image: selfdistill embed runs/simsiam-digits-1 data=photos --out photos.parquet."""
+    from selfdistill import api
+
+    count = api.embed_to(api.load(run), data.removeprefix("data="), out, _said)
+    console.print(f"{count} images in {out}", soft_wrap=True)
+
+
+@app.command()
+def neighbours(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    image: Annotated[Path, typer.Argument(help="an image's file")],
+    data: Data,
+    k: Annotated[int, typer.Option(min=1, help="how many")] = 10,
+    sheet: Annotated[Path | None, typer.Option(help="a PNG of them")] = None,
+) -> None:
+    """List the images of a set that are most like one: selfdistill neighbours RUN cat.png data=photos --sheet near.png."""
+    from selfdistill import api
+
+    for found in api.neighbours(api.load(run), image, data.removeprefix("data="), k, sheet, _said):
+        console.print(f"{found.cosine:.4f}  {found.path}", soft_wrap=True, markup=False, highlight=False)
+    if sheet:
+        console.print(f"pictures: {sheet}", soft_wrap=True)
+
+
+@app.command()
+def duplicates(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    data: Data,
+    threshold: Annotated[float, typer.Option(help="the cosine of features from which two images are one")] = 0.99,
+    out: Annotated[Path | None, typer.Option(help="a CSV of all pairs")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="a PNG of the pairs most alike")] = None,
+) -> None:
+    """List pairs of images that are nearly the same: selfdistill duplicates RUN data=photos --threshold 0.99 --out pairs.csv."""
+    from selfdistill import api
+
+    found = api.duplicates(api.load(run), data.removeprefix("data="), threshold, out, sheet, _said)
+    for pair in found.pairs[:20]:
+        console.print(f"{pair.cosine:.4f}  {pair.first}  {pair.second}", soft_wrap=True, markup=False, highlight=False)
+    console.print(
+        f"{len(found.pairs)} pairs of {found.images} images at {threshold} or above; two of them are at {found.mean:.2f} on average. "
+        f"{'All are in ' + str(out) if out else '--out pairs.csv writes all'}",
+        soft_wrap=True,
+    )
+
+
+def _said(sentence: str) -> None:
+    console.print(sentence, soft_wrap=True, markup=False, highlight=False)

@@ -40,7 +40,10 @@ class Rows(Encoded):
         cell = self.table[row][self.column]
         if cell["bytes"] is None:
             return open_photo(Path(cell["path"]))
-        return open_photo(Path(f"{self.name}[{row}]"), cell["bytes"])
+        return open_photo(Path(self.path(i)), cell["bytes"])
+
+    def path(self, i: int) -> str:
+        return f"{self.name}[{int(self.rows[i])}]"
 
     def pick(self, rows: Tensor) -> Rows:
         return replace(self, rows=self.rows[rows], labels=picked(self.labels, rows))

@@ -27,6 +27,8 @@ def card(run: Run, kept: Kept, made: Format, checked: str) -> str:
     data = r.data if r.data in SOURCES else Path(r.data).name  # a path says more of its owner than of the data
     numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
     channels, size = r.encoder.channels, r.views.size
+    colours = "RGB" if channels == 3 else f"{channels} channels"
+    labels = "without labels" if r.labels is None else f"with {r.labels} labels"
     recipe = r.model_copy(update={"data": data}).to_yaml()
     return f"""---
 library_name: {made.library}
@@ -44,7 +46,7 @@ The {kept.of}'s backbone of a run of selfdistill, without its projector: images 
 {made.code(kept)}
 ```
 
-`images`: float32 `[B, {channels}, {size}, {size}]`, {"RGB" if channels == 3 else f"{channels} channels"}, pixels in [0, 1], minus the mean {kept.mean}, over the
+`images`: float32 `[B, {channels}, {size}, {size}]`, {colours}, pixels in [0, 1], minus the mean {kept.mean}, over the
 standard deviation {kept.std}, channel by channel. `folder`: where this file is.
 
 {checked}
@@ -59,7 +61,7 @@ Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measure
 
 ## What to know
 
-- Trained on {len(run.source.train):,} images of {data} and nothing else, {"without labels" if r.labels is None else f"with {r.labels} labels"}:
+- Trained on {len(run.source.train):,} images of {data} and nothing else, {labels}:
   it knows what they show, has their biases, and was measured nowhere else.
 - A figure of one seed has no spread.
 - Licence: the software is Apache-2.0. These weights are under what whoever trained them says here, as far as the licence of the images

@@ -71,7 +71,7 @@ def backbone_of(run: Run, of: str | None = None) -> tuple[str, Backbone]:
     names = ("student", "teacher") if run.recipe.teacher.own_weights else ("student",)
     kept = run.recipe.keep if run.recipe.keep in names else "student"
     if of in (None, kept):
-        return kept, run.backbone  # type: ignore[return-value]
+        return kept, run.backbone
     if of not in names:
         why = f"teacher={run.recipe.teacher.kind} has no weights of its own" if of == "teacher" else f"allowed: {', '.join(names)}"
         raise Misuse(f"--of {of}: {why}; leave it out for the {kept}")

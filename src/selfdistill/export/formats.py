@@ -13,7 +13,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfdistill.errors import Misuse
 from selfdistill.parts.encoder import RESNETS, Backbone
@@ -166,9 +166,7 @@ class HuggingFace(Timm):
 
     def code(self, kept: Kept) -> str:
         return (
-            "from transformers import AutoModel\n\n"
-            "model = AutoModel.from_pretrained(folder).eval()\n"
-            "features = model(images).pooler_output"
+            "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(folder).eval()\nfeatures = model(images).pooler_output"
         )
 
 
@@ -240,13 +238,16 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "re
 
 def timm_call(kept: Kept) -> tuple[str, dict[str, Any]]:
     """The name and keywords of timm.create_model that build the network. Raises `Misuse` where timm does not have it."""
-    encoder, net = kept.recipe.encoder, kept.backbone.net
-    made = "encoder=resnet-small is selfdistill's own" if encoder.name == "resnet-small" else f"encoder={encoder.name} is a module of your own"
+    encoder = kept.recipe.encoder
+    call: Any = getattr(kept.backbone.net, "made_as", None)
+    made = (
+        "encoder=resnet-small is selfdistill's own" if encoder.name == "resnet-small" else f"encoder={encoder.name} is a module of your own"
+    )
     if encoder.name in RESNETS:
         made = f"encoder.stem={encoder.stem}: the ResNets of timm and torchvision have a 7x7 stem"
-    if not hasattr(net, "made_as") or (encoder.name in RESNETS and encoder.stem != "7x7"):
+    if call is None or (encoder.name in RESNETS and encoder.stem != "7x7"):
         raise Misuse(f"{made}, which this format cannot hold: use --format onnx or --format safetensors")
-    return net.made_as
+    return call
 
 
 def _each(values: tuple[float, ...], channels: int) -> list[float]:

@@ -65,7 +65,7 @@ class Run:
         return self._source or open_source(self.recipe.data, self.recipe.on_bad_image)
 
     @cached_property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The trained encoder in eval mode: images [B, C, H, W], normalised as in recipe.views, to features [B, F]."""
         file = self.path / "backbone.safetensors"
         if not file.exists():
@@ -89,11 +89,14 @@ class Run:
             of = open_source(str(images), self.recipe.on_bad_image).train
         else:
             of = Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images])
-        if of.channels != self.recipe.encoder.channels:
-            raise Misuse(
-                f"images of {of.channels} channels for an encoder of {self.recipe.encoder.channels}: the run was made on {self.recipe.data}"
-            )
+        self.check(of)
         return features_of(self.backbone, of, self.recipe)
+
+    def check(self, images: Images) -> None:
+        """Raises `Misuse` where the encoder cannot look at images."""
+        takes = self.recipe.encoder.channels
+        if images.channels != takes:
+            raise Misuse(f"images of {images.channels} channels for an encoder of {takes}: the run was made on {self.recipe.data}")
 
     def knn(self, k: int = 20, temperature: float = 0.07, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. trained: or the encoder as it was at
