@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.parts.encoder import Encoder
@@ -25,6 +25,11 @@ from selfdistill.spec import Spec
 from selfdistill.views.spec import Crops
 
 Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
+
+
+def _listed(value: Any) -> Any:
+    """One word as a list of it."""
+    return ((value,) if value != "none" else ()) if isinstance(value, str) else value or ()
 
 
 class Recipe(Spec):
@@ -95,6 +100,8 @@ class Recipe(Spec):
     """epochs between probes; auto: as often as about 4 % of the run's time allows"""
     log_every: int = Field(10, ge=1)
     """steps between lines of metrics.jsonl"""
+    log: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = ("tensorboard",)
+    """where these lines go as well; one, a list, or none"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -201,6 +201,7 @@ def _loss(name: str, term: Term) -> str:
         "swapped": "cross-entropy, swapped",
         "consistency": "squared distance",
         "labels": "cross-entropy with labels",
+        "own": loss.name if loss.kind == "own" else "",
     }.get(loss.kind, loss.kind)
     if term.on == "patch":
         return f"{words} of masked patches, same view"

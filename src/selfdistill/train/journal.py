@@ -1,27 +1,28 @@
-"""What a run says: metrics.jsonl and TensorBoard for programs, rich for people."""
+"""What a run says: metrics.jsonl and loggers for programs, rich for people."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
+from selfdistill.train.loggers import Logger
 from selfdistill.train.run import write_whole
 
 
 class Journal:
-    """One line of metrics.jsonl a logged step, the same scalars for TensorBoard, and a progress bar.
+    """One line of metrics.jsonl a logged step, the same scalars to each logger, and a progress bar.
 
     On resume from `step`, what was logged after it is cut off, so that each step stands there once.
     """
 
-    def __init__(self, folder: Path, step: int, total: int, console: Console):
-        self.console = console
+    def __init__(self, folder: Path, step: int, total: int, console: Console, loggers: Sequence[Logger] = ()):
+        self.console, self.loggers = console, loggers
         file = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
         kept = []
@@ -36,7 +37,6 @@ class Journal:
             self.last |= row
         write_whole(file, "".join(f"{line}\n" for line in kept))
         self.lines = file.open("a")
-        self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -56,9 +56,9 @@ class Journal:
         self.last |= row
         self.lines.write(json.dumps(row) + "\n")
         self.lines.flush()
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
-                self.tensorboard.add_scalar(key, value, row["step"])
+        scalars = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")}
+        for logger in self.loggers:
+            logger.log(row["step"], scalars)
         shown = {"loss": "loss {:.3f}", "output_std": "std {:.2f}", "knn_top1": "kNN {:.3f}", "images_per_second": "{:.0f} images/s"}
         said = "  ".join(form.format(self.last[key]) for key, form in shown.items() if self.last.get(key) is not None)
         self.bar.update(self.task, completed=row["step"], epoch=f"{row['epoch']:.1f}", said=said)
@@ -71,4 +71,5 @@ class Journal:
     def close(self) -> None:
         self.bar.stop()
         self.lines.close()
-        self.tensorboard.close()
+        for logger in self.loggers:
+            logger.close()

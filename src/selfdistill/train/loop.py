@@ -25,6 +25,7 @@ from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.journal import Journal
+from selfdistill.train.loggers import open_loggers
 from selfdistill.train.monitor import Clocked, Monitor, test_errors
 from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
 from selfdistill.views.draw import mix
@@ -80,7 +81,9 @@ def pretrain(
         console.print(f"left out: {path}: {reason}", soft_wrap=True, highlight=False, markup=False)
 
     views = Clocked(training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size))
-    monitor = Monitor(recipe, source, Journal(out, start, total, console), views) if fabric.is_global_zero else None
+    monitor = None
+    if fabric.is_global_zero:
+        monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), views)
     try:
         with _signals() as came, _denormals_flushed():
             if monitor and start == 0:

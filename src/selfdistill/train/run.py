@@ -42,6 +42,12 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, method={self.recipe.method!r}, data={self.recipe.data!r})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from selfdistill.train.notebook import html
+
+        return html(self)
+
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
