@@ -25,11 +25,7 @@ from selfdistill.spec import Spec
 from selfdistill.views.spec import Crops
 
 Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
-
-
-def _listed(value: Any) -> Any:
-    """One word as a list of it."""
-    return ((value,) if value != "none" else ()) if isinstance(value, str) else value or ()
+Words = BeforeValidator(lambda value: () if value in (None, "none") else (value,) if isinstance(value, str) else value)
 
 
 class Recipe(Spec):
@@ -100,7 +96,7 @@ class Recipe(Spec):
     """epochs between probes; auto: as often as about 4 % of the run's time allows"""
     log_every: int = Field(10, ge=1)
     """steps between lines of metrics.jsonl"""
-    log: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = ("tensorboard",)
+    log: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], Words] = ("tensorboard",)
     """where these lines go as well; one, a list, or none"""
 
     @model_validator(mode="after")

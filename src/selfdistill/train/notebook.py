@@ -51,6 +51,7 @@ def _curve(points: list[tuple[int, float]], name: str) -> str:
     )
     return (
         f"<svg width='{WIDTH + 20}' height='{HEIGHT + 30}' viewBox='-5 -22 {WIDTH + 20} {HEIGHT + 30}' "
-        f"font-family='sans-serif' font-size='12'><rect x='-5' y='-22' width='100%' height='100%' fill='white'/><text y='-8'>{name}: {values[0]:.3g} to {values[-1]:.3g}</text>"
+        "font-family='sans-serif' font-size='12'>"
+        f"<rect x='-5' y='-22' width='100%' height='100%' fill='white'/><text y='-8'>{name}: {values[0]:.3g} to {values[-1]:.3g}</text>"
         f"<polyline points='{path}' fill='none' stroke='#0a58ca' stroke-width='1.5'/></svg>"
     )
