@@ -3,8 +3,10 @@
 import re
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
+import torch
 import torch.nn.functional as F
 import yaml
 
@@ -65,6 +67,20 @@ def test_a_method_in_a_file_is_trained_measured_and_resumed(call, tmp_path):
     code, out, _ = call("diff", "simsiam", "mine.py")
     assert code == 0
     assert "terms.views.loss" in out
+
+
+def test_the_example_of_the_docs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    (tmp_path / "mine.py").write_text(next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "losses" in block))
+    try:
+        recipe = sd.recipe_of(str(tmp_path / "mine.py"))
+        p, t = torch.randn(2, 2, 8, 4).unbind(0)
+        loss = recipe.terms["views"].loss.build(4)(p, t, [(0, 1)], None)
+        n, m = F.normalize(p[0], dim=-1), F.normalize(t[1], dim=-1)
+        assert recipe.method == "simsiam-huber"
+        assert loss == pytest.approx(float(F.huber_loss(n, m, delta=0.5)))
+    finally:
+        LOSSES.clear()
 
 
 def test_an_own_loss_is_the_function(tiny_source, tmp_path):

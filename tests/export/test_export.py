@@ -74,16 +74,16 @@ def test_the_lines_of_the_readme_give_the_runs_own_features(resnet, colours, for
 
 def test_teacher_and_student(resnet, vit, small, tmp_path):
     """BYOL keeps the student, DINO the teacher; the other is in the checkpoint."""
-    for run, kept, other in ((resnet, "student", "teacher"), (vit, "teacher", "student")):
-        state = torch.load(run.checkpoint, weights_only=True)["model"]
-        prefix = {"student": "student.backbone.net.", "teacher": "teacher.net.backbone.net."}
-        for of, asked in ((kept, None), (other, other)):
-            done = sd.export_run(run, "safetensors", asked, tmp_path / f"{run.recipe.method}-{of}")
-            assert done.of == of
-            with safetensors.safe_open(done.path / "model.safetensors", "pt") as file:
-                assert file.metadata()["of"] == of
-                assert json.loads(file.metadata()["mean"]) == list(run.recipe.views.mean)
-                assert all(torch.equal(file.get_tensor(k), state[prefix[of] + k]) for k in file.keys())  # noqa: SIM118
+    assert deliver.backbone_of(resnet)[0] == "student"
+    state = torch.load(vit.checkpoint, weights_only=True)["model"]
+    for of, asked, prefix in (("teacher", None, "teacher.net.backbone.net."), ("student", "student", "student.backbone.net.")):
+        done = sd.export_run(vit, "safetensors", asked, tmp_path / of)
+        assert done.of == of
+        with safetensors.safe_open(done.path / "model.safetensors", "pt") as file:
+            assert file.metadata()["of"] == of
+            assert (done.path / "model.safetensors").stat().st_mode == (done.path / "README.md").stat().st_mode
+            assert json.loads(file.metadata()["mean"]) == list(vit.recipe.views.mean)
+            assert all(torch.equal(file.get_tensor(k), state[prefix + k]) for k in file.keys())  # noqa: SIM118
     with pytest.raises(sd.Misuse, match="no weights of its own"):
         sd.export_run(small, "onnx", "teacher", tmp_path / "none")
     with pytest.raises(sd.Misuse, match="--of both"):

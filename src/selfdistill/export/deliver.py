@@ -62,7 +62,7 @@ def export(run: Run, format: str, of: str | None = None, out: Path | None = None
     with _new_folder(out) as folder:
         made.write(kept, folder)
         done = _compared(kept, format, folder, out)
-        (folder / "README.md").write_text(card(run, kept, made, _measured(done)))
+        (folder / "README.md").write_text(card(run, kept, made, _measured(done, len(images))))
     return done
 
 
@@ -103,10 +103,10 @@ def _difference(kept: Kept, format: str, folder: Path, images: Tensor) -> tuple[
     return float((ours - theirs).abs().max()) if same else math.inf, float(ours.abs().max())
 
 
-def _measured(done: Export) -> str:
+def _measured(done: Export, images: int) -> str:
     sizes = " and ".join(f"{s} x {s}" for s in done.sizes)
     return (
-        f"Checked when it was written: {IMAGES} images of the data, loaded as above, gave the features of the run's own backbone; the "
+        f"Checked when it was written: {images} images of the data, loaded as above, gave the features of the run's own backbone; the "
         f"largest difference was {done.difference:.1g}, the largest feature {done.largest:.3g} (fp32, images of {sizes} pixels)."
     )
 

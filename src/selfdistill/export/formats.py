@@ -59,7 +59,8 @@ class Kept:
         }
 
     def save(self, path: Path) -> None:
-        safetensors.torch.save_file(self.state, path, {"format": "pt", **self.notes})
+        # Not save_file, whose files their owner alone can read.
+        path.write_bytes(safetensors.torch.save(self.state, {"format": "pt", **self.notes}))
 
 
 class Format(ABC):
