@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,11 @@ from selfdistill.data.embeddings import FORMATS, read_embeddings
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.export import deliver
+from selfdistill.export.embeddings import embed as embed_to
+from selfdistill.export.neighbours import duplicates, neighbours
 from selfdistill.methods import METHODS
+from selfdistill.parts.loss import LOSSES as losses
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
 from selfdistill.protocols.subject import subject_of
 from selfdistill.recipe import Recipe, diff, under
@@ -44,8 +49,13 @@ __all__ = [
     "alternate",
     "diagnosis_of",
     "diff",
+    "duplicates",
+    "embed_to",
+    "export_run",
     "load",
+    "losses",
     "measure",
+    "neighbours",
     "picture",
     "predictor_gap",
     "pretrain",
@@ -54,16 +64,31 @@ __all__ = [
 
 
 def recipe_of(name: str) -> Recipe:
-    """A recipe by a method's name, a YAML file, or a run folder. Raises `Misuse` for anything else."""
+    """A recipe by a method's name, a YAML file, a run folder, or a .py file that defines one, whose code is run. Raises `Misuse` for
+    anything else."""
     if name in METHODS:
         return METHODS[name]
     path = Path(name)
     if path.is_dir():
         return load(path).recipe
+    if path.suffix == ".py":
+        return _defined_in(path)
     if path.is_file():
         return Recipe.from_yaml(path)
-    known = f"{', '.join(METHODS)} (or name a recipe's YAML file or a run folder)"
+    known = f"{', '.join(METHODS)} (or name a recipe's YAML or .py file or a run folder)"
     raise Misuse(f"{name}: no such method; there are {known}.{did_you_mean(name, METHODS)}")
+
+
+def _defined_in(path: Path) -> Recipe:
+    """The recipe that a Python file of the user's own defines, one and no more."""
+    try:
+        scope = runpy.run_path(str(path))
+    except Exception as e:  # whatever the user's code raises
+        raise Misuse(f"{path}: {type(e).__name__}: {e}") from e
+    found = {n: v for n, v in scope.items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
+    if len(found) != 1:
+        raise Misuse(f"{path}: defines {', '.join(found) or 'no recipe'}: it must define one, MINE = sd.METHODS['byol'].edit([...])")
+    return next(iter(found.values()))
 
 
 def pretrain(
@@ -183,6 +208,11 @@ def alternate(
         em.alternation(recipe, pixels.pixels, rounds, steps, augmentations),
         strict=True,
     )
+
+
+def export_run(run: Run, format: str, of: str | None = None, out: str | Path | None = None, data: str | None = None) -> deliver.Export:
+    """A run's backbone for other libraries; see `export.deliver.export`."""
+    return deliver.export(run, format, of, None if out is None else Path(out), data)
 
 
 FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")

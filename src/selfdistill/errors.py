@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 
 def did_you_mean(word: str, words: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
@@ -16,3 +17,10 @@ class Misuse(ValueError):
 
 class Failure(RuntimeError):
     """Something that should have worked did not (disk, network, numbers): exit code 1."""
+
+
+def require(what: str, extra: str, *packages: str) -> None:
+    """Raises `Misuse` where a package of an optional extra is not installed. what: it is needed for, as the user wrote it."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise Misuse(f"{what} needs {', '.join(missing)}: pip install 'selfdistill[{extra}]'")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse
 from selfdistill.parts.encoder import Encoder
@@ -28,6 +28,7 @@ FORMAT = 1
 RECORD = ("format", "versions")
 """what a run folder's recipe.yaml says beside the recipe: what it was made with"""
 Rate = Annotated[Schedule, AfterValidator(lambda rate: rate.within(0.0, math.inf))]
+Words = BeforeValidator(lambda value: () if value in (None, "none") else (value,) if isinstance(value, str) else value)
 
 
 class Checkpoint(Spec):
@@ -119,6 +120,8 @@ class Recipe(Spec):
     """epochs between probes; auto: as often as about 4 % of the run's time allows"""
     log_every: int = Field(10, ge=1)
     """steps between lines of metrics.jsonl"""
+    log: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], Words] = ("tensorboard",)
+    """where these lines go as well; one, a list, or none"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -95,7 +95,7 @@ def test_jpegs_of_all_modes_become_rgb(tmp_path, photo, mode):
 def test_squares_are_the_centre_and_an_unreadable_file_is_grey(tmp_path, photo):
     Image.fromarray(photo).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"nothing")
-    squares = _Squares(Files([tmp_path / "a.png", tmp_path / "b.png"]), RECIPE.views).__getitems__([0, 1])
+    squares, _ = _Squares(Files([tmp_path / "a.png", tmp_path / "b.png"]), RECIPE.views).__getitems__([0, 1])
     centre = torch.from_numpy(photo[:, 106:533].copy()).permute(2, 0, 1)
     assert torch.equal(squares[0], tv.resize(centre, [48, 48], antialias=True))
     assert (squares[1] == 124).all()

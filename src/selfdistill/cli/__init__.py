@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from selfdistill.cli import train, evaluate, diagnose, picture, em, lab, describe, images  # isort: skip  # --help lists them so
+from selfdistill.cli import train, evaluate, diagnose, picture, em, lab, share, describe, images  # isort: skip  # --help lists them so
 from selfdistill.cli.app import app, said
 from selfdistill.errors import Failure, Misuse
 
-__all__ = ["app", "describe", "diagnose", "em", "evaluate", "images", "lab", "main", "picture", "train"]
+__all__ = ["app", "describe", "diagnose", "em", "evaluate", "images", "lab", "main", "picture", "share", "train"]
 
 app.info.help = __doc__.splitlines()[0]
 

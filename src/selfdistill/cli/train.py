@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def pretrain(
-    method: Annotated[str | None, typer.Argument(help="a name that `selfdistill methods` lists")] = None,
+    method: Annotated[
+        str | None, typer.Argument(help="a name that `selfdistill methods` lists, or a .py file of your own that defines a recipe")
+    ] = None,
     settings: Settings = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out, e.g. stop-gradient; repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder, a new one under runs/ if not given")] = None,
@@ -40,6 +42,8 @@ def pretrain(
             raise Misuse(f"METHOD {method} with --config {config}, a recipe of {recipe.method}: name one of them")
     elif resume and out:
         recipe = api.load(out).recipe
+        if method and method.endswith(".py"):  # what the file registers is needed again
+            method = api.recipe_of(method).method
         if method not in (None, recipe.method):
             raise Misuse(f"METHOD {method} with --resume of {out}, a run of {recipe.method}: leave the method out")
     elif method:

@@ -62,6 +62,10 @@ class Encoded(ABC):
         """Image i; raises BadImage, also for what goes wrong while it is open."""
 
     @abstractmethod
+    def path(self, i: int) -> str:
+        """Where image i lies, in words that no other image has."""
+
+    @abstractmethod
     def pick(self, rows: Tensor) -> Encoded:
         """The images at the places `rows` [n]."""
 
@@ -80,6 +84,9 @@ class Files(Encoded):
 
     def open(self, i: int) -> AbstractContextManager[Photo]:
         return open_photo(self.paths[i])
+
+    def path(self, i: int) -> str:
+        return printable(self.paths[i])
 
     def pick(self, rows: Tensor) -> Files:
         return replace(self, paths=[self.paths[i] for i in rows], labels=picked(self.labels, rows))

@@ -93,14 +93,24 @@ def _fits(pixels: Tensor, device: torch.device) -> bool:
     return device.type != "cuda" or pixels.nbytes <= RESIDENT * torch.cuda.get_device_properties(device).total_memory
 
 
-def plain_batches(images: Images, spec: Crops, device: torch.device, workers: int | str = "auto", size: int = 512) -> Iterator[Tensor]:
-    """The images in order, without augmentation: normalised float [b, C, S, S] on `device`. An unreadable file is a mean-grey image."""
+def plain_batches(
+    images: Images,
+    spec: Crops,
+    device: torch.device,
+    workers: int | str = "auto",
+    size: int = 512,
+    report: Callable[[int, str], None] = lambda i, reason: None,
+) -> Iterator[Tensor]:
+    """The images in order, without augmentation: normalised float [b, C, S, S] on `device`. An unreadable file is a mean-grey image,
+    and is reported with its place and the reason before its batch comes."""
     if isinstance(images, Pixels):
         for chunk in images.pixels.split(size):
             yield plain(chunk.to(device), spec)
         return
     todo = (list(range(i, min(i + size, len(images)))) for i in range(0, len(images), size))
-    for chunk in _loader(_Squares(images, spec), todo, workers):
+    for chunk, bad in _loader(_Squares(images, spec), todo, workers):
+        for i, reason in bad:
+            report(i, reason)
         yield plain(chunk.to(device), spec)
 
 
@@ -109,7 +119,7 @@ def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixel
     if isinstance(images, Pixels):
         return images
     todo = (chunk.tolist() for chunk in torch.arange(len(images)).split(512))
-    return Pixels(torch.cat(list(_loader(_Squares(images, spec), todo, workers))), images.labels, images.classes)
+    return Pixels(torch.cat([chunk for chunk, _ in _loader(_Squares(images, spec), todo, workers)]), images.labels, images.classes)
 
 
 def with_labelled(batch: Tensor, labelled: Tensor, count: int, step: int, seed: int) -> Tensor:
@@ -203,12 +213,13 @@ class _Crops(Dataset[Any]):
 
 
 class _Squares(Dataset[Any]):
-    """Indices to central squares, uint8 [B, C, S, S]; an unreadable file is mean grey."""
+    """Indices to central squares, uint8 [B, C, S, S], and the unreadable files among them with the reason: they are mean grey."""
 
     def __init__(self, images: Encoded, spec: Crops):
         self.images, self.spec = images, spec
 
-    def __getitems__(self, index: list[int]) -> Tensor:
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, list[tuple[int, str]]]:
+        bad: list[tuple[int, str]] = []
         squares = _memory(len(index), 3, self.spec.size, self.spec.size)
         for square, i in zip(squares, index, strict=True):
             try:
@@ -216,11 +227,12 @@ class _Squares(Dataset[Any]):
                     H, W = photo.height, photo.width
                     side = min(H, W)
                     pixels = photo.pixels(SPARE * self.spec.size / side)
-            except BadImage:
+            except BadImage as e:
+                bad.append((i, e.reason))
                 square.fill_(124)
             else:
                 _resize(pixels, [(H - side) // 2, (W - side) // 2, side, side], pixels.shape[0] / H, square)
-        return squares
+        return squares, bad
 
 
 def _resize(pixels: np.ndarray, box: list[int], scale: float, out: Tensor) -> None:

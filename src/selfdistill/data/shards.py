@@ -39,7 +39,11 @@ class Slices(Encoded):
         archive, start, length = self.where[i].tolist()
         with open(self.archives[archive], "rb") as file:
             content = os.pread(file.fileno(), length, start)
-        return open_photo(Path(f"{self.archives[archive]}@{start}"), content)
+        return open_photo(Path(self.path(i)), content)
+
+    def path(self, i: int) -> str:
+        archive, start, _ = self.where[i].tolist()
+        return f"{self.archives[archive]}@{start}"
 
     def pick(self, rows: Tensor) -> Slices:
         return replace(self, where=self.where[rows], labels=picked(self.labels, rows))

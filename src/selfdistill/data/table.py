@@ -42,7 +42,10 @@ class Rows(Encoded):
         cell = self.table[row][self.column]
         if cell["bytes"] is None:
             return open_photo(self._inside(str(cell["path"])))
-        return open_photo(Path(f"{self.name}[{row}]"), cell["bytes"])
+        return open_photo(Path(self.path(i)), cell["bytes"])
+
+    def path(self, i: int) -> str:
+        return f"{self.name}[{int(self.rows[i])}]"
 
     def _inside(self, path: str) -> Path:
         real = os.path.realpath(path)

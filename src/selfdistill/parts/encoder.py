@@ -172,7 +172,7 @@ def _restem(net: Any, spec: Encoder) -> nn.Module:
     return net
 
 
-def _unfused(net: Any) -> nn.Module:
+def _unfused(net: Any) -> Any:
     """On a CPU attention by three products: PyTorch's fused kernel is 2.5 to 9 times slower in bf16 (197 and 17 tokens)."""
     for module in net.modules():
         if hasattr(module, "fused_attn") and not torch.cuda.is_available():  # timm's attentions share no class
@@ -202,8 +202,11 @@ def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Mo
     problem: Exception = ValueError()
     accepted: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
     for sized in accepted:
+        keywords = {"in_chans": spec.channels, **sized, **options}
         try:
-            return _unfused(timm.create_model(name, num_classes=0, in_chans=spec.channels, **sized, **options))
+            net = _unfused(timm.create_model(name, num_classes=0, **keywords))
+            net.made_as = (name, keywords)  # how another program makes it
+            return net
         except (TypeError, ValueError, AssertionError) as e:
             problem = e
         except Exception as e:  # the hub's and the network's errors share no class

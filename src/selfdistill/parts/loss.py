@@ -7,6 +7,8 @@ is a buffer and moves in `update`, once per optimiser step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.parts.contrast import InfoNCE, NTXent, PairList, Positive, Swapped
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.parts.soft_cross_entropy import soft_cross_entropy
@@ -52,7 +55,7 @@ class OverOutputs(Protocol):
 class Pairwise(nn.Module):
     """The mean over pairs of a distance between two views."""
 
-    def __init__(self, distance: Cosine | MSE | Consistency):
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
         self.distance = distance
 
@@ -168,7 +171,28 @@ class LabelsLoss(nn.Module):
         pass
 
 
-Loss = Annotated[Cosine | MSE | CrossEntropy | NTXent | InfoNCE | Swapped | Consistency | Labels, Field(discriminator="kind")]
+LOSSES: dict[str, Callable[..., Tensor]] = {}
+"""distances of the user's own by name: f(p [B, D], t [B, D], **options) to a scalar, the mean over the batch"""
+
+
+class Own(Spec):
+    """A distance of the user's own, from LOSSES. A recipe's YAML holds its name and options, never code."""
+
+    kind: Literal["own"] = "own"
+    name: str = ""
+    options: dict[str, Any] = {}
+    """keywords of the function"""
+
+    def build(self, dim: int, targets: int = 2) -> nn.Module:
+        if self.name not in LOSSES:
+            raise Misuse(
+                f"loss.name={self.name}: no loss of your own has that name.{did_you_mean(self.name, LOSSES)} Register it, "
+                f'selfdistill.losses["{self.name}"] = f, in Python or in a .py file that you name as the method'
+            )
+        return Pairwise(partial(LOSSES[self.name], **self.options))
+
+
+Loss = Annotated[Cosine | MSE | CrossEntropy | NTXent | InfoNCE | Swapped | Consistency | Labels | Own, Field(discriminator="kind")]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,29 +1,30 @@
-"""What a run says: metrics.jsonl and TensorBoard for programs, rich for people."""
+"""What a run says: metrics.jsonl and loggers for programs, rich for people."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from selfdistill.errors import Failure
+from selfdistill.train.loggers import Logger
 from selfdistill.train.run import rows_of, write_whole
 
 
 class Journal:
-    """One line of metrics.jsonl a logged step, the same scalars for TensorBoard, and a progress bar.
+    """One line of metrics.jsonl a logged step, the same scalars to each logger, and a progress bar.
 
     On resume from `step`, what was logged after it is cut off, so that each step stands there once.
     """
 
-    def __init__(self, folder: Path, step: int, total: int, console: Console):
-        self.console = console
+    def __init__(self, folder: Path, step: int, total: int, console: Console, loggers: Sequence[Logger] = ()):
+        self.console, self.loggers = console, loggers
         file = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
         kept = [row for row in rows_of(file) if row["step"] <= step] if step else []  # killed before a checkpoint, a run begins anew
@@ -31,7 +32,6 @@ class Journal:
             self.last |= row
         write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.lines = file.open("a")
-        self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -49,12 +49,12 @@ class Journal:
         """One object; what was not measurable or not finite is null. aloud: as a line, where there is no bar to look at."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.last |= row
+        scalars = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")}
         try:
             self.lines.write(json.dumps(row) + "\n")
             self.lines.flush()
-            for key, value in row.items():
-                if isinstance(value, (int, float)) and key not in ("step", "epoch"):
-                    self.tensorboard.add_scalar(key, value, row["step"])
+            for logger in self.loggers:
+                logger.log(row["step"], scalars)
         except OSError as e:
             raise Failure(
                 f"{self.lines.name}: cannot be written: {e.strerror or e}. The last checkpoint is untouched: make room, then --resume"
@@ -70,6 +70,6 @@ class Journal:
 
     def close(self) -> None:
         self.bar.stop()
-        for file in (self.lines, self.tensorboard):
+        for close in (self.lines.close, *(logger.close for logger in self.loggers)):
             with suppress(OSError):  # a full disk, which was said before
-                file.close()
+                close()

@@ -26,6 +26,7 @@ from selfdistill.train.clock import Clock
 from selfdistill.train.faults import Guard, Interrupted, all_present, signals
 from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal
+from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
@@ -90,8 +91,10 @@ def pretrain(
 
     clock = Clock(fabric.device, waits=profile)
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
-    monitor = Monitor(recipe, source, Journal(out, start, total, console), clock) if fabric.is_global_zero else None
-    watch = Profile(out, siamese, recipe, clock) if profile and fabric.is_global_zero else None
+    monitor = watch = None
+    if fabric.is_global_zero:
+        monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock)
+        watch = Profile(out, siamese, recipe, clock) if profile else None
     ends = False
     try:
         with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():

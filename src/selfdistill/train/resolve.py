@@ -12,6 +12,7 @@ from selfdistill.errors import Misuse
 from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import preset_for, with_preset
 from selfdistill.recipe import Recipe
+from selfdistill.train.loggers import check as check_loggers
 from selfdistill.train.run import labelled
 
 REPAID = 10_000
@@ -24,6 +25,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where recipe and data do not fit.
     """
     asked = base.edit(changes)
+    check_loggers(asked)
     source = source or open_source(asked.data, asked.on_bad_image)
     preset = asked.preset
     if preset == "auto":

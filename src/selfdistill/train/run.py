@@ -42,6 +42,12 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, method={self.recipe.method!r}, data={self.recipe.data!r})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from selfdistill.train.notebook import html
+
+        return html(self)
+
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
@@ -85,11 +91,14 @@ class Run:
             of = open_source(str(images), self.recipe.on_bad_image).train
         else:
             of = Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images])
-        if of.channels != self.recipe.encoder.channels:
-            raise Misuse(
-                f"images of {of.channels} channels for an encoder of {self.recipe.encoder.channels}: the run was made on {self.recipe.data}"
-            )
+        self.check(of)
         return features_of(self.backbone, of, self.recipe)
+
+    def check(self, images: Images) -> None:
+        """Raises `Misuse` where the encoder cannot look at images."""
+        takes = self.recipe.encoder.channels
+        if images.channels != takes:
+            raise Misuse(f"images of {images.channels} channels for an encoder of {takes}: the run was made on {self.recipe.data}")
 
     def knn(self, k: int = 20, temperature: float = 0.07, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. trained: or the encoder as it was at

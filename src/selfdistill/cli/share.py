@@ -1,0 +1,121 @@
+"""Commands that take a run's work elsewhere: export, embed, neighbours, duplicates, draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfdistill.cli.app import Settings, app, console
+from selfdistill.errors import Misuse
+
+# Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    format: Annotated[str, typer.Option(help="timm, torchvision, hf, onnx or safetensors")],
+    of: Annotated[str | None, typer.Option(help="student or teacher; if not given, the one that the recipe keeps")] = None,
+    out: Annotated[Path | None, typer.Option(help="the new folder, RUN/export/FORMAT-OF if not given")] = None,
+    data: Annotated[str | None, typer.Option(help="images to compare on, the run's own if not given")] = None,
+) -> None:
+    """Write a run's backbone for other libraries: selfdistill export runs/simsiam-digits-1 --format onnx."""
+    from selfdistill import api
+
+    done = api.export_run(api.load(run), format, of, out, data)
+    console.print(
+        f"the {done.of}'s backbone, loaded back and compared on images of the run: features differ by {done.difference:.1g} at most "
+        f"(the largest is {done.largest:.3g}; {' and '.join(map(str, done.sizes))} pixels)",
+        soft_wrap=True,
+    )
+    console.print(f"how to load it: {done.path / 'README.md'}", soft_wrap=True)
+
+
+Data = Annotated[
+    str, typer.Argument(metavar="data=DATA", help="what pretrain takes: a folder, shards, a set's name; data= may be left out")
+]
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="the file: .parquet, or .npy with a .csv of ids and paths beside it")] = Path(
+        "embeddings.parquet"
+    ),
+) -> None:
+    """Write the features of every image: selfdistill embed runs/simsiam-digits-1 data=photos --out photos.parquet."""
+    from selfdistill import api
+
+    count = api.embed_to(api.load(run), data.removeprefix("data="), out, _said)
+    console.print(f"{count} images in {out}", soft_wrap=True)
+
+
+@app.command()
+def neighbours(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    image: Annotated[Path, typer.Argument(help="an image's file")],
+    data: Data,
+    k: Annotated[int, typer.Option(min=1, help="how many")] = 10,
+    sheet: Annotated[Path | None, typer.Option(help="a PNG of them")] = None,
+) -> None:
+    """List the images of a set that are most like one: selfdistill neighbours RUN cat.png data=photos --sheet near.png."""
+    from selfdistill import api
+
+    for found in api.neighbours(api.load(run), image, data.removeprefix("data="), k, sheet, _said):
+        console.print(f"{found.cosine:.4f}  {found.path}", soft_wrap=True, markup=False, highlight=False)
+    if sheet:
+        console.print(f"pictures: {sheet}", soft_wrap=True)
+
+
+@app.command()
+def duplicates(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    data: Data,
+    threshold: Annotated[float, typer.Option(help="the cosine of features from which two images are one")] = 0.99,
+    out: Annotated[Path | None, typer.Option(help="a CSV of all pairs")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="a PNG of the pairs most alike")] = None,
+) -> None:
+    """List pairs of images that are nearly the same: selfdistill duplicates RUN data=photos --threshold 0.99 --out pairs.csv."""
+    from selfdistill import api
+
+    found = api.duplicates(api.load(run), data.removeprefix("data="), threshold, out, sheet, _said)
+    for pair in found.pairs[:20]:
+        console.print(f"{pair.cosine:.4f}  {pair.first}  {pair.second}", soft_wrap=True, markup=False, highlight=False)
+    console.print(
+        f"{len(found.pairs)} pairs of {found.images} images at {threshold} or above; two of them are at {found.mean:.2f} on average. "
+        f"{'All are in ' + str(out) if out else '--out pairs.csv writes all'}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def draw(
+    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML file or a run folder")],
+    settings: Settings = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="an .svg, or .mmd for Mermaid; its text is printed if not given")] = None,
+) -> None:
+    """Draw a method as a picture, from its recipe: selfdistill draw byol --without momentum-teacher --out byol.svg."""
+    from selfdistill import api
+    from selfdistill.ablate.edits import settings_of
+    from selfdistill.report.draw import mermaid, picture, svg
+    from selfdistill.train.run import write_whole
+
+    changes = [*(settings or []), *settings_of(without or [])]
+    recipe = api.recipe_of(method).edit(changes)
+    made = picture(recipe, " ".join([recipe.method, *(settings or []), *(f"without {name}" for name in without or [])]))
+    kinds = {".svg": svg, ".mmd": mermaid}
+    if out is None:
+        print(mermaid(made), end="")
+        return
+    if out.suffix not in kinds:
+        raise Misuse(f"--out {out}: the ending decides the format: {' or '.join(kinds)}")
+    write_whole(out, kinds[out.suffix](made))
+    console.print(f"{out}", soft_wrap=True)
+
+
+def _said(sentence: str) -> None:
+    console.print(sentence, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,78 @@
+"""The README of an export: how to load it, what it wants, what it was made of and is worth. A model card of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfdistill.data.sources import SOURCES
+from selfdistill.export.formats import Format, Kept
+from selfdistill.train.run import Run
+
+MEASURED = {
+    "knn_top1": "kNN top-1 on held-out images (k = 20, T = 0.07)",
+    "knn_random_init": "the same of the network at random",
+    "knn_raw_pixels": "the same of raw pixels",
+    "linear_top1": "linear top-1 on held-out images",
+    "output_std": "output_std of the projections (1 is isotropic, 0 constant)",
+    "effective_rank": "effective rank of the projections",
+    "epoch": "epochs",
+    "wall_seconds": "seconds of training",
+}
+
+
+def card(run: Run, kept: Kept, made: Format, checked: str) -> str:
+    """Markdown, with the YAML head that the hub reads."""
+    r, s = run.recipe, run.summary
+    data = r.data if r.data in SOURCES else Path(r.data).name  # a path says more of its owner than of the data
+    numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
+    channels, size = r.encoder.channels, r.views.size
+    colours = "RGB" if channels == 3 else f"{channels} channels"
+    labels = "without labels" if r.labels is None else f"with {r.labels} labels"
+    recipe = r.model_copy(update={"data": data}).to_yaml()
+    return f"""---
+library_name: {made.library}
+license: unknown
+tags:
+- image-feature-extraction
+- self-supervised-learning
+- {r.method}
+---
+# {r.encoder.name.removeprefix("timm:")}, pretrained by {r.method} on {data}
+
+The {kept.of}'s backbone of a run of selfdistill, without its projector: images to {kept.backbone.dim} features.
+
+```python
+{made.code(kept)}
+```
+
+`images`: float32 `[B, {channels}, {size}, {size}]`, {colours}, pixels in [0, 1], minus the mean {kept.mean}, over the
+standard deviation {kept.std}, channel by channel. `folder`: where this file is.
+
+{checked}
+
+## What it is worth
+
+Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measured")}
+
+| measured on {data} | |
+|---|---|
+{numbers}
+
+## What to know
+
+- Trained on {len(run.source.train):,} images of {data} and nothing else, {labels}:
+  it knows what they show, has their biases, and was measured nowhere else.
+- A figure of one seed has no spread.
+- Licence: the software is Apache-2.0. These weights are under what whoever trained them says here, as far as the licence of the images
+  allows.
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,132 @@
+"""A run's backbone in a format of others: written, loaded back by their library, compared on real images, and only then kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfdistill.data.images import spread
+from selfdistill.data.loader import plain_batches
+from selfdistill.data.sources import open_source
+from selfdistill.errors import Failure, Misuse, did_you_mean, require
+from selfdistill.export.card import card
+from selfdistill.export.formats import FORMATS, Kept
+from selfdistill.parts.encoder import Backbone
+from selfdistill.train.run import Run
+from selfdistill.train.trained import siamese_of
+
+IMAGES = 32
+"""of the run's data, on which the format's library and the run's backbone are compared"""
+TOLERANCE = 1e-5
+"""of a feature, in fp32, over the largest feature where that is above 1: the order of sums differs between libraries"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """path: the folder. of: "student" or "teacher". difference: the largest between features that the format's library and the run's own
+    backbone give of the same images; largest: the largest feature; sizes: pixels of the images at which they agree."""
+
+    path: Path
+    of: str
+    difference: float
+    largest: float
+    sizes: tuple[int, ...]
+
+
+def export(run: Run, format: str, of: str | None = None, out: Path | None = None, data: str | None = None) -> Export:
+    """Writes a run's backbone as a folder of `format`, a key of FORMATS.
+
+    of: "student" or "teacher"; the one that the recipe keeps, if none. out: the new folder, RUN/export/FORMAT-OF if none. data: images to
+    compare on, the run's own if none.
+    Raises `Misuse` for a format that cannot hold the network, `Failure` where the format's library says something else than the run's
+    backbone; nothing is left then.
+    """
+    if format not in FORMATS:
+        raise Misuse(f"--format {format}: allowed: {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
+    made = FORMATS[format]
+    require(f"--format {format}", format, *made.needs)
+    who, backbone = backbone_of(run, of)
+    out = out or run.path / "export" / f"{format}-{who}"
+    source = run.source if data is None else open_source(data, run.recipe.on_bad_image)
+    images = next(plain_batches(spread(source.test or source.train, IMAGES), run.recipe.views, torch.device("cpu"), run.recipe.workers))
+    kept = Kept(backbone, run.recipe, who, images)
+    with _new_folder(out) as folder:
+        made.write(kept, folder)
+        done = _compared(kept, format, folder, out)
+        (folder / "README.md").write_text(card(run, kept, made, _measured(done, len(images))))
+    return done
+
+
+def backbone_of(run: Run, of: str | None = None) -> tuple[str, Backbone]:
+    """("student" or "teacher", its encoder in eval mode): the one that was kept, or by name from the checkpoint. Raises `Misuse`."""
+    names = ("student", "teacher") if run.recipe.teacher.own_weights else ("student",)
+    kept = run.recipe.keep if run.recipe.keep in names else "student"
+    if of in (None, kept):
+        return kept, run.backbone
+    if of not in names:
+        why = f"teacher={run.recipe.teacher.kind} has no weights of its own" if of == "teacher" else f"allowed: {', '.join(names)}"
+        raise Misuse(f"--of {of}: {why}; leave it out for the {kept}")
+    return of, siamese_of(run).networks[of].backbone
+
+
+def _compared(kept: Kept, format: str, folder: Path, out: Path) -> Export:
+    """Raises `Failure` where the features differ at the run's own size; tries another one besides."""
+    difference, largest = _difference(kept, format, folder, kept.images)
+    if difference > TOLERANCE * max(1.0, largest):
+        raise Failure(
+            f"--format {format}: features differ by {difference:.2g} (the largest is {largest:.2g}) between the format's library and the "
+            f"run's backbone, more than {TOLERANCE:g} of them: nothing is written. --format safetensors holds any network"
+        )
+    size = kept.images.shape[-1]
+    sizes: tuple[int, ...] = (size,)
+    with suppress(Exception):  # each library refuses a size in its own way, and so do networks
+        again, at_most = _difference(kept, format, folder, F.interpolate(kept.images[:3], scale_factor=2.0))
+        if again <= TOLERANCE * max(1.0, at_most):
+            sizes = (size, 2 * size)
+    return Export(out, kept.of, difference, largest, sizes)
+
+
+def _difference(kept: Kept, format: str, folder: Path, images: Tensor) -> tuple[float, float]:
+    """(largest difference, largest feature) on images."""
+    with torch.no_grad():
+        ours, theirs = kept.backbone(images), FORMATS[format].features(kept, folder, images)
+    same = ours.shape == theirs.shape and bool(theirs.isfinite().all())
+    return float((ours - theirs).abs().max()) if same else math.inf, float(ours.abs().max())
+
+
+def _measured(done: Export, images: int) -> str:
+    sizes = " and ".join(f"{s} x {s}" for s in done.sizes)
+    return (
+        f"Checked when it was written: {images} images of the data, loaded as above, gave the features of the run's own backbone; the "
+        f"largest difference was {done.difference:.1g}, the largest feature {done.largest:.3g} (fp32, images of {sizes} pixels)."
+    )
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when all went well. Raises `Misuse` where `out` exists or cannot be made."""
+    if os.path.lexists(out):
+        raise Misuse(f"--out {out}: exists already: name another folder")
+    beside = out.with_name(f".{out.name}.part")
+    made = [p for p in (beside, *beside.absolute().parents) if not p.exists()]
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    except OSError as e:
+        raise Misuse(f"--out {out}: cannot be written ({e.strerror}): name another folder") from e
+    try:
+        yield beside
+        os.replace(beside, out)
+    except BaseException:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

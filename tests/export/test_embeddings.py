@@ -1,0 +1,216 @@
+"""Features of a folder in a file, the nearest of an image, and pairs that are nearly the same."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+import selfdistill as sd
+from selfdistill import cli
+from selfdistill.data.images import Pixels, Source
+from selfdistill.data.sources import open_source
+from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
+from selfdistill.export import embeddings
+from tests.conftest import TINY
+
+FEATURES = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, 6), st.integers(0, 2**31)))
+
+
+def some(n, dim, seed):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=30)
+@given(FEATURES, st.integers(1, 50), st.integers(1, 9))
+def test_nearest_is_scikit_learns_however_it_is_cut(shape, k, batch):
+    bank, query = some(*shape), some(1, shape[1], shape[2] + 1)[0]
+    cosines, places = nearest(query, bank.split(batch), k)
+    distances, theirs = (
+        NearestNeighbors(n_neighbors=min(k, len(bank)), metric="cosine", algorithm="brute").fit(bank).kneighbors(query[None])
+    )
+    np.testing.assert_allclose(cosines, 1 - distances[0], atol=1e-5)
+    np.testing.assert_array_equal(places, theirs[0])
+
+
+def test_what_is_nan_is_like_nothing():
+    bank = torch.eye(3)
+    bank[1] = torch.nan
+    assert nearest(torch.tensor([1.0, 0.1, 0.0]), [bank], 3)[1].tolist() == [0, 2]
+    assert sum(len(i) for i, _, _ in alike(bank, -1.0)) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(FEATURES, st.floats(-1, 1))
+def test_alike_is_every_pair_once(shape, threshold):
+    features = some(*shape)
+    cosine = F.normalize(features, dim=1) @ F.normalize(features, dim=1).T
+    expected = {(i, j) for i in range(len(features)) for j in range(i + 1, len(features)) if cosine[i, j] >= threshold}
+    near = {(i, j) for i, j in expected ^ {p for i, j, _ in alike(features, threshold) for p in zip(i.tolist(), j.tolist(), strict=True)}}
+    assert all(abs(cosine[i, j] - threshold) < 1e-5 for i, j in near)  # rounding may decide at the threshold itself, nowhere else
+
+
+def test_alike_in_chunks(monkeypatch):
+    features = some(50, 3, 0)
+    whole = torch.cat([torch.stack([i, j]) for i, j, _ in alike(features, 0.5)], 1)
+    monkeypatch.setattr("selfdistill.evaluate.neighbours.CHUNK", 120)
+    chunks = list(alike(features, 0.5))
+    assert len(chunks) > 10
+    assert torch.equal(torch.cat([torch.stack([i, j]) for i, j, _ in chunks], 1), whole)
+
+
+def test_the_mean_cosine_in_closed_form():
+    features = some(9, 4, 0)
+    cosine = F.normalize(features, dim=1) @ F.normalize(features, dim=1).T
+    assert mean_cosine(features) == pytest.approx(float(cosine[~torch.eye(9, dtype=torch.bool)].mean()), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two class folders, 30 images each, of several sizes and modes; a is there twice."""
+    folder, rng = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
+    for i in range(60):
+        kind = folder / ("cats" if i % 2 else "dogs")
+        kind.mkdir(parents=True, exist_ok=True)
+        grid = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize(tuple(map(int, rng.integers(20, 50, 2))))
+        grid.convert(("RGB", "P", "RGBA", "L")[i % 4]).save(kind / f"{i:02}.png")
+    (folder / "cats" / "twin.png").write_bytes((folder / "dogs" / "00.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    made = {**TINY, "encoder": "resnet-small", "views.size": 16, "epochs": 1, "batch_size": 16, "workers": 0}
+    return sd.pretrain("simsiam", data=str(photos), out=tmp_path_factory.mktemp("runs") / "photos", **made)
+
+
+def test_parquet_is_read_by_others(run, photos, tmp_path, monkeypatch):
+    pd, pq = pytest.importorskip("pandas"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(embeddings, "BATCH", 20)
+    out = tmp_path / "e.parquet"
+    assert sd.embed_to(run, str(photos), out) == 61
+    table = pd.read_parquet(out)
+    assert pq.ParquetFile(out).num_row_groups == 4  # 55 to train on, 6 held out, in batches of 20
+    source = open_source(str(photos))
+    assert list(table["path"]) == [str(p) for p in source.train.paths + source.test.paths]
+    assert list(table["id"]) == list(range(61))
+    assert list(table["split"]) == ["train"] * 55 + ["test"] * 6
+    assert all(path.split("/")[-2] == name for path, name in zip(table["path"], table["class"], strict=True))
+    assert table["label"].tolist() == [*source.train.labels.tolist(), *source.test.labels.tolist()]
+    features = np.stack(table["features"])
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, run.embed([*source.train.paths, *source.test.paths]), atol=1e-6)
+    try:
+        import polars
+    except ImportError:
+        return
+    assert polars.read_parquet(out)["features"].to_numpy().shape == (61, 16)
+
+
+def test_npy_with_a_table_beside(run, photos, tmp_path):
+    assert sd.embed_to(run, str(photos), tmp_path / "e.npy") == 61
+    found = np.load(tmp_path / "e.npy", mmap_mode="r")
+    assert found.shape == (61, 16)
+    lines = (tmp_path / "e.csv").read_text().splitlines()
+    assert lines[0] == "id,split,path,label,class"
+    assert len(lines) == 62
+    _, _, path, label, name = lines[61].split(",")
+    np.testing.assert_allclose(found[60], run.embed([path])[0], atol=1e-6)
+    assert name == ("cats", "dogs")[int(label)]
+    assert {p.name for p in tmp_path.iterdir()} == {"e.npy", "e.csv"}
+
+
+def test_images_in_memory_have_no_path_and_perhaps_no_label(tiny_run, tmp_path):
+    pd = pytest.importorskip("pandas")
+    pixels = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    sd.embed_to(tiny_run, Source("mine", Pixels(pixels, torch.tensor([0, 1, -1, 0, 1]), ("a", "b"))), tmp_path / "e.parquet")
+    table = pd.read_parquet(tmp_path / "e.parquet")
+    assert table["path"].isna().all()
+    assert table["label"].isna().tolist() == [False, False, True, False, False]
+    assert table["class"].tolist()[:2] == ["a", "b"]
+
+
+def test_an_image_that_turns_unreadable_is_said_and_nan(run, photos, tmp_path):
+    source = open_source(str(photos))
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(source.train.paths[3].read_bytes()[:60])
+    source.train.paths[3] = cut
+    said = []
+    assert sd.embed_to(run, source, tmp_path / "e.npy", said.append) == 61
+    found = np.load(tmp_path / "e.npy")
+    assert np.isnan(found[3]).all()
+    assert np.isfinite(np.delete(found, 3, 0)).all()
+    assert len(said) == 1
+    assert str(cut) in said[0]
+
+
+def test_what_goes_wrong_leaves_the_old_file(run, tiny_source, photos, tmp_path, monkeypatch):
+    out = tmp_path / "e.npy"
+    out.write_text("old")
+    with pytest.raises(sd.Misuse, match="1 channels for an encoder of 3"):
+        sd.embed_to(run, tiny_source, out)
+    for wrong, said in (("e.txt", ".parquet or .npy"), ("no/e.npy", "no folder")):
+        with pytest.raises(sd.Misuse, match=said):
+            sd.embed_to(run, str(photos), tmp_path / wrong)
+    assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]
+    assert out.read_text() == "old"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_neighbours_and_duplicates_on_the_command_line(command, run, photos, tmp_path):
+    code, out, err = command("neighbours", run.path, photos / "dogs" / "00.png", f"data={photos}", "--k", 3, "--sheet", "near.png")
+    assert code == 0, err
+    lines = [line.split("  ") for line in out.splitlines()[:3]]
+    assert {path.split("/")[-1] for _, path in lines[:2]} == {"00.png", "twin.png"}
+    assert [float(c) for c, _ in lines[:2]] == [1.0, 1.0]
+    assert float(lines[2][0]) < 1.0
+    sheet = np.asarray(Image.open(tmp_path / "near.png"))
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100
+
+    code, out, err = command("duplicates", run.path, photos, "--threshold", 0.99999, "--out", "pairs.csv", "--sheet", "pairs.png")
+    assert code == 0, err
+    assert "1 pairs of 61 images at 0.99999 or above" in " ".join(out.split())
+    head, pair = (tmp_path / "pairs.csv").read_text().splitlines()
+    assert head == "first,second,cosine"
+    assert "00.png" in pair
+    assert "twin.png" in pair
+    assert Image.open(tmp_path / "pairs.png").size[0] > 200
+
+    for args, said in (
+        (["neighbours", run.path, "nothing.png", photos], "nothing.png: does not exist"),
+        (["neighbours", run.path, tmp_path / "pairs.csv", photos], "not an image"),
+        (["duplicates", run.path, photos, "--threshold", 2], "threshold=2"),
+        (["embed", run.path, "data=nowhere/at/all"], "nowhere/at/all"),
+        (["embed", tmp_path, photos], "not a run folder"),
+    ):
+        code, _, err = command(*args)
+        assert code == 2
+        assert said in err
+    code, out, _ = command("embed", run.path, f"data={photos}", "--out", "e.npy")
+    assert code == 0
+    assert "61 images in e.npy" in out
+    code, out, _ = command("export", run.path, "--format", "safetensors", "--out", "given")
+    assert code == 0
+    assert "the student's backbone" in out
+    assert (tmp_path / "given" / "README.md").is_file()

@@ -1,0 +1,133 @@
+"""Pictures of methods: what they say is what the recipe says, and the gradient of a real step agrees."""
+
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+
+import selfdistill as sd
+from selfdistill import cli
+from selfdistill.ablate.edits import settings_of
+from selfdistill.parts.schedule import Progress
+from selfdistill.report.draw import Picture, mermaid, picture, svg
+from selfdistill.siamese import Siamese
+from selfdistill.views.augment import views_of_pixels
+
+SVG = "{http://www.w3.org/2000/svg}"
+SIMSIAM = sd.METHODS["simsiam"]
+
+
+def words(made: Picture) -> str:
+    return " ".join("".join(text.itertext()) for text in ET.fromstring(svg(made)).iter(f"{SVG}text"))
+
+
+def edges(made: Picture) -> set[tuple[str, str]]:
+    return {(a.start, a.end) for a in made.arrows if a.kind == "flow"}
+
+
+@pytest.mark.parametrize("name", sd.METHODS)
+def test_each_method_is_drawn_with_everything_inside_the_picture(name):
+    made = picture(sd.METHODS[name])
+    root = ET.fromstring(svg(made))
+    width, height = (float(root.get(side)) for side in ("width", "height"))
+    boxes = [tuple(float(r.get(k)) for k in ("x", "y", "width", "height")) for r in root.iter(f"{SVG}rect") if r.get("x")]
+    assert len(boxes) == len(made.boxes)
+    for n, (x, y, w, h) in enumerate(boxes):
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height - 25  # the legend is below
+        for x2, y2, w2, h2 in boxes[:n]:
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+    assert {a.start for a in made.arrows} | {a.end for a in made.arrows} == set(made.boxes)
+    text = mermaid(made)
+    assert text.startswith("flowchart LR")
+    assert sum(line.count("-->") + line.count("==>") + line.count("-.->") + line.count("---") for line in text.splitlines()) == len(
+        made.arrows
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "unsaid"),
+    [
+        ("simclr", ["the same weights", "NT-Xent"], ["stop-gradient", "predictor"]),
+        ("moco", ["EMA, τ 0.999", "queue of 65536", "1 crop of 224", "stop-gradient"], ["predictor"]),
+        ("swav", ["3000 prototypes", "Sinkhorn", "6 of 96", "swapped"], ["predictor"]),
+        ("byol", ["EMA, τ 0.996 to 1", "predictor h", "MLP 4096-256", "stop-gradient", "of directions"], ["softmax"]),
+        ("simsiam", ["the same weights", "MLP 512-2048", "stop-gradient", "minus cosine"], ["EMA"]),
+        ("dino", ["minus a centre", "0.04 to 0.07", "8 of 96", "DINO head"], ["predictor h", "masked"]),
+        ("ibot", ["patches masked", "of masked patches"], ["predictor h"]),
+        ("mean-teacher", ["labels y", "cross-entropy with labels", "EMA, τ 0.99 to 0.999"], ["predictor h"]),
+    ],
+)
+def test_the_words_are_the_recipes(name, said, unsaid):
+    found = words(picture(sd.METHODS[name]))
+    for word in said:
+        assert all(part in found for part in word.split(" ")), word
+    for word in unsaid:
+        assert word not in found
+
+
+CASES = {
+    "simsiam": [],
+    "no stop-gradient": ["stop-gradient"],
+    "no predictor": ["predictor"],
+    "fixed predictor": ["predictor-training"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blue_boxes_are_what_a_step_moves(case):
+    """The stop mark, and whether h learns, against autograd on a small SimSiam of the same structure."""
+    small = ["encoder=resnet-small", "encoder.options={widths: [8]}", "projector.hidden=[8]", "projector.out=8", "views.size=8"]
+    recipe = SIMSIAM.edit([*small, "predictor.hidden=[4]", *settings_of(CASES[case])])
+    made = picture(recipe)
+    siamese = Siamese(recipe, 16)
+    pixels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
+    step = siamese(views_of_pixels(pixels, torch.arange(16), recipe.views, 2, 0, 0), Progress(0, 1, 1))
+    step.z.cls.retain_grad()
+    step.loss.backward()
+    moved = any(p.grad is not None and bool(p.grad.any()) for p in siamese.predictor.parameters())
+    assert ("h" in made.boxes and made.boxes["h"].learns) == moved
+    assert step.t.cls.requires_grad == made.boxes["f2"].learns == (not any(a.stop for a in made.arrows))
+    assert made.boxes["f"].learns
+
+
+def test_ablations_change_the_picture():
+    assert ("g", "loss") in edges(picture(SIMSIAM.edit(["predictor=none"])))
+    assert ("h", "loss") in edges(picture(SIMSIAM))
+    assert ("f", "h") in edges(picture(SIMSIAM.edit(["projector=none"])))
+    memory = picture(SIMSIAM.edit(["teacher=expectation", "predictor=none"]))
+    assert "f2" not in memory.boxes
+    assert [(a.start, a.end) for a in memory.arrows if a.kind == "copy"] == [("g", "eta")]
+    assert "copied every 10 steps" in words(picture(SIMSIAM.edit(["teacher=snapshot", "every=10"])))
+    assert "fixed at random" in words(picture(SIMSIAM.edit(["predictor.trainable=false"])))
+
+
+def test_titles_are_escaped():
+    assert ET.fromstring(svg(picture(SIMSIAM, '<b> & "q"'))).find(f"{SVG}title").text == '<b> & "q"'
+
+
+def test_on_the_command_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["selfdistill", "draw", *args])
+        with pytest.raises(SystemExit) as e:
+            cli.main()
+        return e.value.code or 0, *capsys.readouterr()
+
+    assert call("byol", "--without", "momentum-teacher", "--out", "b.svg")[0] == 0
+    assert "byol without momentum-teacher" in (tmp_path / "b.svg").read_text()
+    code, out, _ = call("simsiam", "projector.out=64")
+    assert code == 0
+    assert out.startswith("flowchart LR")
+    assert "2048-64" in out
+    for args, said in (
+        (["byol", "--out", "b.png"], ".svg or .mmd"),
+        (["bjol"], "byol"),
+        (["byol", "--without", "sharpness"], "sharpening"),
+    ):
+        code, _, err = call(*args)
+        assert code == 2
+        assert said in err
+    assert [p.name for p in tmp_path.iterdir()] == ["b.svg"]
