@@ -369,3 +369,11 @@ def test_killed_and_resumed(tmp_path):
     assert "2 runs, 0 of them done" in done.stdout
     assert (folder / "metrics.jsonl").read_text().startswith(before)
     assert (tmp_path / "simsiam-ablation-tiny.csv").exists()
+
+
+def test_a_cell_that_another_process_trains_is_known(tmp_path):
+    c = cell(METHODS["simsiam"], tmp_path)
+    assert not c.taken
+    with c.lock.acquire():
+        assert c.taken
+    assert not c.taken

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from selfdistill.ablate.figures import Figures, figures_of
@@ -54,6 +54,20 @@ class Cell:
     def done(self) -> bool:
         summary = self.summary
         return summary is not None and all(MEASURED[measure] in summary for measure in self.measures)
+
+    @property
+    def lock(self) -> FileLock:
+        return FileLock(self.folder.with_suffix(".lock"))
+
+    @property
+    def taken(self) -> bool:
+        """Whether another process trains it now: a second command on the same lab takes the next one meanwhile."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     @property
     def figures(self) -> Figures | None:
@@ -95,9 +109,10 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
     with faults.signals() as came:
         while running or (waiting and not came):
             while waiting and not came and len(running) < jobs:
-                process = context.Process(target=_train, args=(waiting[0],))
+                c = waiting.pop(next((n for n, c in enumerate(waiting) if not c.taken), 0))
+                process = context.Process(target=_train, args=(c,))
                 process.start()
-                running[process.sentinel] = (process, waiting.pop(0), time.monotonic())
+                running[process.sentinel] = (process, c, time.monotonic())
             for sentinel in wait(list(running), timeout=0.2):
                 process, c, started = running.pop(sentinel)
                 process.join()
@@ -120,8 +135,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
 def _train(c: Cell) -> None:
     """A cell's process: trains, goes on, or only measures. What it says goes to a log beside the folder."""
     torch.set_num_threads(1)
-    c.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(c.folder.with_suffix(".lock")), c.folder.with_suffix(".log").open("a", buffering=1) as log:
+    with c.lock, c.folder.with_suffix(".log").open("a", buffering=1) as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
         try:
