@@ -22,6 +22,7 @@ from selfdistill.ablate.figures import METRICS, figures_of, verdicts
 from selfdistill.ablate.table import published, read, tables
 from selfdistill.data.images import Pixels, Source
 from selfdistill.errors import Failure, Misuse
+from selfdistill.methods import METHODS
 from selfdistill.recipe import diff
 from tests.conftest import TINY
 
@@ -372,7 +373,7 @@ def test_killed_and_resumed(tmp_path):
 
 
 def test_a_cell_that_another_process_trains_is_known(tmp_path):
-    c = cell(METHODS["simsiam"], tmp_path)
+    c = cells.cell(METHODS["simsiam"], tmp_path)
     assert not c.taken
     with c.lock.acquire():
         assert c.taken
