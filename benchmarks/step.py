@@ -2,6 +2,7 @@
 
     python benchmarks/step.py [--methods dino,ibot,simsiam,simclr,byol] [--rounds 2] [--steps 4]     (make bench-step)
     python benchmarks/step.py --sweep dino      how the step grows with batch, crops, K and the model
+    python benchmarks/step.py --memory          what DINO's loss and its backward pass hold, beside a loop over pairs of views
 
 Each contestant is a process of its own, so neither's memory nor threads help or hurt the other. On a CPU a step of DINO is ViT-Ti/16,
 2 x 224 + 6 x 96, K = 65,536, batch 8; on a GPU ViT-S/16 and batch 64. SimSiam, SimCLR and BYOL: ResNet-18 with a 3x3 stem (ResNet-50
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.methods import METHODS
+from selfdistill.parts.loss import Output
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
@@ -35,6 +37,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 NOW = Progress(1_000, 500, 100)
 VITS = ["encoder=timm:vit_small_patch16_224", "batch_size=64"] if GPU else ["encoder=timm:vit_tiny_patch16_224", "batch_size=8"]
+VITS.append("projector.out=65536")
 RESNETS = ["encoder=resnet50", "batch_size=128"] if GPU else ["encoder=resnet18", "encoder.stem=3x3", "views.size=32", "batch_size=128"]
 SETTINGS = {"dino": VITS, "ibot": VITS, "simsiam": RESNETS, "simclr": RESNETS, "byol": RESNETS}
 COMMON = ["optimizer=adamw", "views.locals.count=6"]
@@ -228,8 +231,7 @@ def clocked(step: Callable[[], None], steps: int) -> dict[str, float]:
         if GPU:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if GPU else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": statistics.median(seconds[2:]), "gib": peak / 2**30}
+    return {"seconds": statistics.median(seconds[2:]), "gib": peak()}
 
 
 def in_process(who: str, method: str, precision: str, steps: int, changes: list[str]) -> dict[str, float]:
@@ -268,6 +270,32 @@ def sweep(method: str, steps: int) -> None:
             print(f"{method} {key}={value}: {found['seconds'] * 1e3:.1f} ms, peak {found['gib']:.2f} GiB", flush=True)
 
 
+def loss_memory(who: str) -> dict[str, float]:
+    """GiB that the loss and its gradient take at their peak, beyond the outputs: 64 images, 2 + 8 crops, K = 65,536."""
+    recipe = METHODS["dino"]
+    torch.manual_seed(0)
+    p = torch.randn(10, 64, 65536, device=DEVICE, requires_grad=True)
+    t = torch.randn(2, 64, 65536, device=DEVICE)
+    term = recipe.terms["views"].build(65536).to(DEVICE)
+    q = term.loss.target(t, NOW)  # the targets are the same for both
+
+    def nested() -> Tensor:
+        pairs = [(i, j) for i in range(10) for j in range(2) if i != j]
+        return sum(-(q[j] * (p[i] / 0.1).log_softmax(-1)).sum(-1).mean() for i, j in pairs) / len(pairs)
+
+    def summed() -> Tensor:
+        return term(Output(p), Output(t), NOW)
+
+    before = peak()
+    {"lightly": nested, "ours": summed}[who]().backward()
+    return {"seconds": 0.0, "gib": peak() - before}
+
+
+def peak() -> float:
+    """GiB, so far: of the process on a CPU, of tensors on a GPU."""
+    return (torch.cuda.max_memory_allocated() if GPU else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30
+
+
 def where() -> str:
     return torch.cuda.get_device_name() if GPU else f"{torch.get_num_threads()} threads"
 
@@ -278,11 +306,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--sweep", metavar="METHOD")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one", choices=("lightly", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
-    if args.one:
+    if args.one and args.memory:
+        print(json.dumps(loss_memory(args.one)))
+    elif args.memory:
+        for who, what in (("lightly", "a loop over pairs"), ("ours", "teachers summed first")):
+            found = in_process(who, "dino", "fp32", 1, ["--memory"])
+            print(f"DINO's loss, 64 images, 2 + 8 crops, K = 65,536, {what}: {found['gib']:.2f} GiB")
+    elif args.one:
         make = {"lightly": lightly, "ours": ours}[args.one]
         print(json.dumps(clocked(make(recipe_of(args.methods, args.changes), args.precision == "bf16"), args.steps)))
     elif args.sweep:

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from selfdistill.errors import Misuse
 from selfdistill.parts.collective import ranks
 from selfdistill.parts.encoder import Backbone
-from selfdistill.parts.head import FrozenAtFirst
+from selfdistill.parts.head import FrozenAtFirst, prototypes_shared
 from selfdistill.parts.loss import Output
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.predictor import Learned, Predictor
@@ -61,7 +61,8 @@ class Student(nn.Module):
         cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token)
         h = torch.cat([cls.unflatten(0, views), *(self.each(self.backbone, x) for x in crops[1:])])  # [V, B, F]
         project = self.patch_projector or self.projector
-        return Output(self.each(self.projector, h), project(patches[flat.flatten(1)]))  # [V, B, D], [M, D]: masked patches only
+        with prototypes_shared(self.projector):
+            return Output(self.each(self.projector, h), project(patches[flat.flatten(1)]))  # [V, B, D], [M, D]: masked patches only
 
     def each(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.bn_joint:

@@ -1,5 +1,7 @@
 """Projectors: MLPs whose BatchNorm placement is data (SimSiam Table 3, BYOL App. F.1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -46,8 +48,26 @@ class FrozenAtFirst(nn.Module):
 class Prototypes(FrozenAtFirst):
     """K unit vectors: [..., D] l2-normalised to cosines [..., K], the weight-normalised last layer of DINO's head."""
 
+    unit: Tensor | None = None
+    """the weight with unit rows, while it is shared"""
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x, dim=-1), unit_rows(self.weight))
+        return F.linear(F.normalize(x, dim=-1), unit_rows(self.weight) if self.unit is None else self.unit)
+
+
+@contextmanager
+def prototypes_shared(network: nn.Module) -> Iterator[None]:
+    """Within it, a network's prototypes are normalised, and cast where autocast will, once for all calls: 65,536 of 256 dimensions cost
+    more than the product with a few dozen rows."""
+    found = [module for module in network.modules() if isinstance(module, Prototypes)]
+    for module in found:
+        device, unit = module.weight.device.type, unit_rows(module.weight)
+        module.unit = unit.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else unit
+    try:
+        yield
+    finally:
+        for module in found:
+            module.unit = None
 
 
 class Projector(Spec):

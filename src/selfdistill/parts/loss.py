@@ -110,7 +110,7 @@ class CrossEntropy(Spec):
 
 class CrossEntropyLoss(nn.Module):
     """For j, i in pairs: loss += -(q_j . log softmax(p_i / tau_s)).sum(-1).mean(), with the targets of one student view added
-    first: one product for each student view, not for each pair."""
+    first: one product for each student view, not for each pair, and one target for all local views."""
 
     def __init__(self, spec: CrossEntropy, dim: int):
         super().__init__()
@@ -119,11 +119,11 @@ class CrossEntropyLoss(nn.Module):
 
     def forward(self, p: Tensor, t: Tensor, pairs: PairList, progress: Progress) -> Tensor:
         q = self.target(t, progress)  # [G, B, K]
-        loss = p.new_zeros(())
-        for i in dict.fromkeys(i for i, _ in pairs):
-            targets = [q[j] for k, j in pairs if k == i]
-            loss = loss + soft_cross_entropy(p[i], sum(targets[1:], start=targets[0]), self.temperature).mean()
-        return loss / len(pairs)
+        teachers = {i: tuple(j for k, j in pairs if k == i) for i in sorted({i for i, _ in pairs})}
+        sums = {of: sum((q[j] for j in of[1:]), start=q[of[0]]) for of in teachers.values()}  # [B, K] each
+        p = p if len(teachers) == len(p) else p[list(teachers)]
+        losses = soft_cross_entropy(p, [sums[of] for of in teachers.values()], self.temperature)  # [V, B]
+        return losses.sum() / (len(pairs) * p.shape[1])
 
     def distributions(self, p: Tensor, t: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return self.target(t, progress), (p / self.temperature).log_softmax(-1)
@@ -132,8 +132,8 @@ class CrossEntropyLoss(nn.Module):
         """Masked patches [M, K]: the mean over a view's masked patches, then over all views, one without masks counting 0 (iBOT
         eq. 2 as its code has it)."""
         q = self.target(t, progress)  # [M, K]
-        share = masks.to(p.dtype) / masks.sum((2, 3), keepdim=True).clamp(min=1)  # [G, B, h, w]
-        return (share[masks] * soft_cross_entropy(p, q, self.temperature)).sum() / masks.shape[:2].numel()
+        share = masks.float() / masks.sum((2, 3), keepdim=True).clamp(min=1)  # [G, B, h, w]
+        return (share[masks] * soft_cross_entropy(p[None], [q], self.temperature)[0]).sum() / masks.shape[:2].numel()
 
     def update(self) -> None:
         self.target.update()
@@ -241,7 +241,8 @@ class TermLoss(nn.Module):
 
     def forward(self, p: Output, t: Output, progress: Progress, masks: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """A scalar, in fp32 or better. masks: [G, B, h, w], labels: [B], for the terms that look at them."""
-        p, t = p.wide(), t.wide()
+        # soft_cross_entropy widens a chunk at a time: 65,536 logits of each masked patch in fp32 would be the step's largest tensor.
+        p, t = p if self.spec.loss.kind == "cross-entropy" else p.wide(), t.wide()
         with torch.autocast(p.cls.device.type, enabled=False):  # or products with a queue or prototypes would be in bf16 again
             if self.spec.loss.kind == "labels":
                 loss = self.loss(p.cls, labels)

@@ -20,7 +20,7 @@ class SGD(Spec):
     nesterov: bool = False
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 
 class LARS(Spec):
@@ -45,7 +45,7 @@ class AdamW(Spec):
     betas: tuple[Unit, Unit] = (0.9, 0.999)
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, foreach=True)
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=True)
 
 
 Optimizer = Annotated[SGD | LARS | AdamW, Field(discriminator="kind")]
