@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfdistill import cli
 from selfdistill.ablate import cells, lab, results
 from selfdistill.ablate.claims import MARGIN, Claim, judge, judge_predicate, terms
 from selfdistill.ablate.edits import EDITS
@@ -287,23 +286,6 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
 
 
 # The command line.
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "220")
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize(
