@@ -148,7 +148,7 @@ def pretrain(
     with all_present(fabric, how):
         fabric.barrier()
     del meeting  # not before: the processes talk through it
-    if watch:
+    if watch and watch.steps:  # none where nothing was left to do
         console.print(watch.finish(), soft_wrap=True, highlight=False)
     if ends:
         raise Failure(
