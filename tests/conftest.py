@@ -70,7 +70,7 @@ def tiny_run(tiny_source, tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, capsys, tmp_path):
     """Runs the command line in tmp_path; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -86,3 +86,9 @@ def run(monkeypatch, capsys, tmp_path):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def run(command):
+    """The same, where no run folder has that name."""
+    return command

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfdistill import cli
 from selfdistill.ablate import cells, lab, results
 from selfdistill.ablate.claims import MARGIN, Claim, judge, judge_predicate, terms
 from selfdistill.ablate.edits import EDITS
@@ -119,11 +118,16 @@ def test_a_claim_fails_with_any_of_its_predicates():
 
 # Tables.
 
-LABELS = torch.arange(4096) % 10
+
+def blank(name, n, *shape):
+    """As many images as the set has, all of them one."""
+    return Source(name, Pixels(torch.zeros(1, *shape, dtype=torch.uint8).expand(n, *shape), torch.arange(n) % 10, tuple("0123456789")))
+
+
 SOURCES = {
-    "tiny": Source("digits", Pixels(torch.zeros(1437, 1, 8, 8, dtype=torch.uint8), LABELS[:1437], tuple("0123456789"))),
-    "small": Source("fashion-mnist", Pixels(torch.zeros(2000, 1, 28, 28, dtype=torch.uint8), LABELS[:2000], tuple("0123456789"))),
-    "paper": Source("imagenet", Pixels(torch.zeros(4096, 3, 2, 2, dtype=torch.uint8), LABELS, tuple("0123456789"))),
+    "tiny": blank("digits", 1437, 1, 8, 8),
+    "small": blank("fashion-mnist", 60_000, 1, 28, 28),
+    "paper": blank("imagenet", 1_281_167, 3, 2, 2),
 }
 """the shapes of what the scales train on"""
 
@@ -287,23 +291,6 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
 
 
 # The command line.
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "220")
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize(

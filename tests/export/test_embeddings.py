@@ -1,7 +1,5 @@
 """Features of a folder in a file, the nearest of an image, and pairs that are nearly the same."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 import selfdistill as sd
-from selfdistill import cli
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.sources import open_source
 from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
@@ -159,23 +156,6 @@ def test_what_goes_wrong_leaves_the_old_file(run, tiny_source, photos, tmp_path,
             sd.embed_to(run, str(photos), tmp_path / wrong)
     assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]
     assert out.read_text() == "old"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["selfdistill", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_neighbours_and_duplicates_on_the_command_line(command, run, photos, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import selfdistill as sd
-from selfdistill import cli
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.sources import digits
 from selfdistill.errors import Misuse
@@ -50,22 +49,9 @@ def run(trained, tmp_path):
 
 
 @pytest.fixture
-def say(monkeypatch, capsys, tmp_path):
+def say(command):
     """Runs `selfdistill evaluate` in tmp_path; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["selfdistill", "evaluate", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return partial(command, "evaluate")
 
 
 def test_every_protocol_measures_a_run_and_writes_what_it_found(run):

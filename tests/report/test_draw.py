@@ -1,13 +1,12 @@
 """Pictures of methods: what they say is what the recipe says, and the gradient of a real step agrees."""
 
-import sys
 import xml.etree.ElementTree as ET
+from functools import partial
 
 import pytest
 import torch
 
 import selfdistill as sd
-from selfdistill import cli
 from selfdistill.ablate.edits import settings_of
 from selfdistill.parts.schedule import Progress
 from selfdistill.report.draw import Picture, mermaid, picture, svg
@@ -107,15 +106,8 @@ def test_titles_are_escaped():
     assert ET.fromstring(svg(picture(SIMSIAM, '<b> & "q"'))).find(f"{SVG}title").text == '<b> & "q"'
 
 
-def test_on_the_command_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["selfdistill", "draw", *args])
-        with pytest.raises(SystemExit) as e:
-            cli.main()
-        return e.value.code or 0, *capsys.readouterr()
-
+def test_on_the_command_line(command, tmp_path):
+    call = partial(command, "draw")
     assert call("byol", "--without", "momentum-teacher", "--out", "b.svg")[0] == 0
     assert "byol without momentum-teacher" in (tmp_path / "b.svg").read_text()
     code, out, _ = call("simsiam", "projector.out=64")

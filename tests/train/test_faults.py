@@ -153,7 +153,7 @@ def test_a_disk_that_fills_while_the_log_is_written(tiny_source, tmp_path):
     def limited(out):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
         checkpoint.Keeper.after = lambda *args, **kw: None  # larger than that from the start
-        sd.pretrain("moco", data=tiny_source, out=out, **{**TINY_OF["moco"], "epochs": 20})
+        sd.pretrain("moco", data=tiny_source, out=out, **{**TINY_OF["moco"], "epochs": 20, "log": ["tensorboard", "csv"]})
 
     made, message = process(limited, tmp_path / "run")
     made.join(60)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import selfdistill as sd
 from selfdistill.cli import app
 from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Progress
@@ -14,6 +15,8 @@ from selfdistill.siamese import Siamese
 from selfdistill.train.clock import Clock
 from selfdistill.train.profile import flops
 from selfdistill.views.batch import Views
+from tests.conftest import TINY_OF
+from tests.crash import same, state_of
 
 CPU = torch.device("cpu")
 
@@ -67,3 +70,15 @@ def test_a_profiled_run_says_where_its_time_went(tmp_path, method):
     assert 0 < found["flops_per_second"] < 2 * found["matrix_product_flops_per_second"]
     assert json.loads((out / "trace.json").read_text())["traceEvents"]
     assert "images/s. Forward and backward" in result.output
+
+
+def test_a_profiled_run_is_the_run_that_it_would_have_been(tiny_source, tmp_path):
+    """To the last bit, with drop path. Six steps: it ends while it is traced. And a resume with nothing left has nothing to say."""
+    plain, profiled = (
+        sd.pretrain("dino", data=tiny_source, out=tmp_path / str(profile), profile=profile, **TINY_OF["dino"]) for profile in (False, True)
+    )
+    assert same(state_of(plain), state_of(profiled))
+    assert json.loads((profiled.path / "trace.json").read_text())["traceEvents"]
+    before = (profiled.path / "profile.json").read_text()
+    sd.pretrain("dino", data=tiny_source, out=profiled.path, resume=True, profile=True)
+    assert (profiled.path / "profile.json").read_text() == before

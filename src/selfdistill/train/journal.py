@@ -71,5 +71,5 @@ class Journal:
     def close(self) -> None:
         self.bar.stop()
         for close in (self.lines.close, *(logger.close for logger in self.loggers)):
-            with suppress(OSError):  # a full disk, which was said before
+            with suppress(OSError, Failure):  # a full disk, which was said before
                 close()

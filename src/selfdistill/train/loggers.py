@@ -13,7 +13,7 @@ from typing import Any
 
 from selfdistill.errors import Failure, require
 from selfdistill.recipe import Recipe, leaves
-from selfdistill.train.run import write_whole
+from selfdistill.train.run import rows_of, write_whole
 
 
 class Logger(ABC):
@@ -53,7 +53,7 @@ class CSV(Logger):
         pass
 
     def close(self) -> None:
-        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        rows = rows_of(self.folder / "metrics.jsonl")
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         table.writeheader()

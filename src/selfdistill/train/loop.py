@@ -50,8 +50,8 @@ def pretrain(
     fails or, once all is written, when on_collapse=stop ended the run, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
-    meeting = meet_on_loopback(recipe.devices)
     fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
+    meeting = meet_on_loopback(recipe.devices)  # after Fabric said that there are so many devices
     fabric.launch()
     recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share
     fabric.seed_everything(recipe.seed, verbose=False)
@@ -74,6 +74,7 @@ def pretrain(
     if not resume:
         data = re.sub(r"[^\w.-]+", "-", Path(recipe.data).name).strip("-")  # hf:NAME and shards-{000..127}.tar are names too
         out = fabric.broadcast(new_folder(out, f"{recipe.method}-{data}"))
+        fabric.barrier()  # all have seen that it is not there
         if fabric.is_global_zero:
             make_folder(out, recipe)
         fabric.barrier()
@@ -147,7 +148,7 @@ def pretrain(
     with all_present(fabric, how):
         fabric.barrier()
     del meeting  # not before: the processes talk through it
-    if watch:
+    if watch and watch.steps:  # none where nothing was left to do
         console.print(watch.finish(), soft_wrap=True, highlight=False)
     if ends:
         raise Failure(

@@ -45,7 +45,9 @@ class Profile:
 
     def finish(self) -> str:
         """The table, a line a part: its share of the run's time and its milliseconds a step."""
-        if self.steps > TRACED.stop:
+        if TRACED.start < self.steps <= TRACED.stop:  # a run that ended while it was traced
+            self.tracer.stop()
+        if self.steps > TRACED.start:
             self.tracer.export_chrome_trace(str(self.out / "trace.json"))
         seconds = dict(self.clock.seconds)
         total = sum(seconds.values())
@@ -72,11 +74,12 @@ MODEL = ("forward", "teacher forward", "backward")
 
 
 def flops(siamese: Siamese, views: Views, now: Progress, recipe: Recipe) -> int:
-    """Of one micro-batch's forward and backward pass times `accumulate`, counted on a copy: a pass moves BatchNorm's statistics."""
+    """Of one micro-batch's forward and backward pass times `accumulate`, counted on a copy with random numbers of its own: a pass moves
+    BatchNorm's statistics, and draws for drop path what the step itself should."""
     model: Any = copy.deepcopy(siamese)
     for module in model.modules():
         module._compiled_call_impl = None  # a copy's is the original's
-    with FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(range(torch.cuda.device_count())), FlopCounterMode(display=False) as counter:
         model(views, now).loss.backward()
     return int(counter.get_total_flops()) * recipe.accumulate
 
