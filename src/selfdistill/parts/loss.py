@@ -132,7 +132,7 @@ class CrossEntropyLoss(nn.Module):
         """Masked patches [M, K]: the mean over a view's masked patches, then over all views, one without masks counting 0 (iBOT
         eq. 2 as its code has it)."""
         q = self.target(t, progress)  # [M, K]
-        share = masks.float() / masks.sum((2, 3), keepdim=True).clamp(min=1)  # [G, B, h, w]
+        share = masks.to(q.dtype) / masks.sum((2, 3), keepdim=True).clamp(min=1)  # [G, B, h, w]
         return (share[masks] * soft_cross_entropy(p[None], [q], self.temperature)[0]).sum() / masks.shape[:2].numel()
 
     def update(self) -> None:
