@@ -25,8 +25,8 @@ def methods() -> None:
     rows = {name: slots(recipe) for name, recipe in api.METHODS.items()}
     table = Table("method", *rows["simsiam"], show_lines=True)
     table.columns[0].no_wrap = True
-    for name, slots in rows.items():
-        table.add_row(name, *slots.values())
+    for name, filled in rows.items():
+        table.add_row(name, *filled.values())
     console.print(table)
 
 
