@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check soak bench-views clean
+.PHONY: demo test check soak bench-views bench-step docs clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -34,5 +34,16 @@ bench-views: .venv/bench  ## images to views: lightly, torchvision, kornia and o
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py --cores 1
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py --cores 2
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs  ## the documentation site, in site/; warnings are errors
+	PYTHONPATH=. $(BIN)/zensical build --clean --strict
+
+bench-step: .venv/bench  ## one training step: lightly and ours in turn
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --memory
+
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf site .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

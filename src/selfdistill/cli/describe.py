@@ -22,15 +22,15 @@ def methods() -> None:
     """List the methods and what fills their slots."""
     from selfdistill import api
 
-    rows = {name: _slots(recipe) for name, recipe in api.METHODS.items()}
+    rows = {name: slots(recipe) for name, recipe in api.METHODS.items()}
     table = Table("method", *rows["simsiam"], show_lines=True)
     table.columns[0].no_wrap = True
-    for name, slots in rows.items():
-        table.add_row(name, *slots.values())
+    for name, filled in rows.items():
+        table.add_row(name, *filled.values())
     console.print(table)
 
 
-def _slots(r: Recipe) -> dict[str, str]:
+def slots(r: Recipe) -> dict[str, str]:
     """What fills each slot, in a few words: the design's table, read off the recipe."""
     g, h, teacher, views = r.projector, r.predictor, r.teacher, r.views
     locals_ = f" + {views.locals.count} local" if views.locals else ""
