@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,8 @@ def summary(records: Sequence[dict[str, Any]], command: str) -> str:
     overview += [_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims]
     parts = [
         "# What the papers claim, measured\n",
-        f"Written by `{command}`; the figures are in results/claims.json. Of {len(claims)} claims: {said}.",
+        f"Written by `{command}` on {date.today()} ({os.cpu_count()} cores, PyTorch {versions()['torch']}); the figures are in "
+        f"results/claims.json. Of {len(claims)} claims: {said}.",
         "A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md](lab.md)). At a small scale claims are "
         "about direction and order, not about the papers' figures, which stand in the last column.\n",
         "\n".join(overview) + "\n",
