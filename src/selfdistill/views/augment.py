@@ -162,7 +162,8 @@ def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
     if not probability:
         return x
     H, W = x.shape[-2:]
-    return x.masked_fill_(rectangles(*_erased(u, probability, H, W).unbind(1), H, W)[:, None], 0.0)
+    top, left, h, w = _erased(u, probability, H, W).unbind(1)
+    return x.masked_fill_(rectangles(top, left, h, w, H, W)[:, None], 0.0)
 
 
 def _erased(u: Tensor, probability: float, H: int, W: int) -> Tensor:

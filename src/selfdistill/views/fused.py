@@ -5,6 +5,7 @@ the loops over pixels, as single-precision vectors. The same to rounding, 1e-5 o
 Threads are Python's, started for each call: nothing is left that a fork could break, as OpenMP's threads are.
 """
 
+# mypy: disallow-untyped-defs=False, check-untyped-defs=False
 from __future__ import annotations
 
 import math
@@ -26,24 +27,21 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class Drawn(NamedTuple):
-    """What has been drawn for one view of B images."""
+    """What has been drawn for one view of B images.
+
+    box: int64 [B, 4], top, left, height and width of the crop. flip: bool [B]. order: int64 [B, n], which operation of the jitter comes
+    first, second, ... factor: float32 [B, n], of each operation; 1, or no turn, where there is no jitter. grey: bool [B].
+    sigma: float32 [B], of the blur in pixels, 0 for none. solarize: bool [B]. erased: int64 [B, 4], as box, height 0 for none.
+    """
 
     box: Tensor
-    """int64 [B, 4]: top, left, height, width of the crop"""
     flip: Tensor
-    """bool [B]"""
     order: Tensor
-    """int64 [B, n]: which operation of the jitter comes first, second, ..."""
     factor: Tensor
-    """float32 [B, n]: of each operation; what leaves an image as it is, 1 or no turn, where there is no jitter"""
     grey: Tensor
-    """bool [B]"""
     sigma: Tensor
-    """float32 [B]: of the blur in pixels, 0 for none"""
     solarize: Tensor
-    """bool [B]"""
     erased: Tensor
-    """int64 [B, 4]: a rectangle as `box` is, height 0 for none"""
 
 
 def fused(images: Tensor, v: int, drawn: Drawn, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor) -> None:
@@ -51,9 +49,10 @@ def fused(images: Tensor, v: int, drawn: Drawn, mean: tuple[float, ...], std: tu
 
     By torch.get_num_threads() threads, whose number changes nothing.
     """
-    channels = images.shape[2]
-    scale, shift = (np.broadcast_to(np.asarray(n, f32), channels) for n in (1 / np.asarray(std), -np.asarray(mean) / np.asarray(std)))
-    arrays = (images.contiguous().numpy(), v, Drawn(*(part.contiguous().numpy() for part in drawn)), scale.copy(), shift.copy(), out.numpy())
+    spread = np.broadcast_to(np.array([mean, std]), (2, images.shape[2]))
+    scale, shift = (1 / spread[1]).astype(f32), (-spread[0] / spread[1]).astype(f32)
+    drawn = Drawn._make(part.contiguous().numpy() for part in drawn)
+    arrays = (images.contiguous().numpy(), v, drawn, scale, shift, out.numpy())
     count = min(len(images), torch.get_num_threads())
     cuts = [len(images) * n // count for n in range(count + 1)] if count else [0, 0]
     threads = [Thread(target=_views, args=(*arrays, *part)) for part in zip(cuts[1:-1], cuts[2:], strict=True)]
@@ -62,6 +61,12 @@ def fused(images: Tensor, v: int, drawn: Drawn, mean: tuple[float, ...], std: tu
     _views(*arrays, cuts[0], cuts[1])
     for thread in threads:
         thread.join()
+
+
+def cut(pixels: np.ndarray, boxes: np.ndarray, crops: Tensor) -> None:
+    """The boxes [V, 4] of an RGB image [H, W, 3] into `crops` [V, 3, S, S], all uint8: torchvision's resized crop, antialiased bilinear,
+    but for what it rounds between columns and rows."""
+    _cut(np.ascontiguousarray(pixels).reshape(len(pixels), -1), boxes, crops.numpy())
 
 
 def _compiled(**options: Any) -> Callable[[F], F]:
@@ -82,11 +87,14 @@ nearly = _compiled(error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contra
 
 
 @nearly
-def _views(images, v, drawn, scale, shift, out, begin, end):  # type: ignore[no-untyped-def]
+def _views(images, v, drawn, scale, shift, out, begin, end):
     channels, size = out.shape[1:3]
     spare = np.empty((size, size), f32)
     for b in range(begin, end):
-        crop_and_resize(images[b, v], drawn.box[b], drawn.flip[b], out[b])
+        if drawn.box[b, 2] == drawn.box[b, 3] == size:
+            crop(images[b, v], drawn.box[b], drawn.flip[b], out[b])
+        else:
+            crop_and_resize(images[b, v], drawn.box[b], drawn.flip[b], out[b])
         x = out[b].reshape((channels, size * size))
         jitter(x, drawn.order[b], drawn.factor[b])
         if drawn.grey[b] and channels == 3:
@@ -99,42 +107,97 @@ def _views(images, v, drawn, scale, shift, out, begin, end):  # type: ignore[no-
 
 
 @nearly
-def crop_and_resize(image, box, flip, x):  # type: ignore[no-untyped-def]
-    """The box of an image [C, H, W] into x [C, S, S]: a row at a time, first down the columns of the image, then along what that gives."""
+def _cut(image, boxes, crops):
+    """crop_and_resize for channels that lie together: image [H, 3 W], crops [V, 3, S, S], in grey levels."""
+    size = crops.shape[2]
+    rgb = np.empty((3, size), f32)
+    for v in range(len(crops)):
+        top, left, height, width = boxes[v]
+        above, down = taps(top, height, size)
+        before, along = taps(left, width, size)
+        before, along, line = np.uint32(3) * before, along.T.copy(), np.empty(3 * width, f32)
+        for i in range(size):
+            columns(image, top, 3 * left, above[i], down[:, i], line)
+            row_of_rgb(line, before, along, rgb[0], rgb[1], rgb[2])
+            for c in range(3):
+                out, row = crops[v, c, i], rgb[c]
+                for j in range(size):
+                    out[j] = np.uint8(row[j] + HALF)
+
+
+@nearly
+def row_of_rgb(line, first, weight, red, green, blue):
+    for j in range(red.size):
+        r, g, b, w, pixel = ZERO, ZERO, ZERO, weight[j], line[first[j] :]
+        for t in range(w.size):
+            r, g, b = r + w[t] * pixel[3 * t], g + w[t] * pixel[3 * t + 1], b + w[t] * pixel[3 * t + 2]
+        red[j], green[j], blue[j] = r, g, b
+
+
+@nearly
+def crop_and_resize(image, box, flip, x):
+    """The box of an image [C, H, W] into x [C, S, S] in [0, 1], by crop.resize_weights: a row of x at a time, first down the columns of
+    the image, then along what that gives."""
     size = x.shape[1]
     top, left, height, width = box
-    first_row, row_weight = taps(top, height, size)
-    first, weight = taps(left, width, size)
+    above, down = taps(top, height, size)
+    before, along = taps(left, width, size)
     if flip:
-        first, weight = first[::-1].copy(), weight[:, ::-1].copy()
-    line = np.empty(width, f32)
+        before, along = before[::-1].copy(), along[:, ::-1].copy()
+    line, down = np.empty(width, f32), down / LEVELS
     for c in range(len(x)):
         for i in range(size):
-            line[:] = ZERO
-            for t in range(len(row_weight)):
-                w, source = row_weight[t, i], image[c, top + first_row[i] + t, left : left + width]
-                for j in range(width):
-                    line[j] += w * f32(source[j])
+            columns(image[c], top, left, above[i], down[:, i], line)
             row = x[c, i]
-            row[:] = ZERO
-            for t in range(len(weight)):
-                w_t, line_t = weight[t], line[t:]
+            for t in range(len(along)):
+                w, shifted = along[t], line[t:]
+                if t == 0:
+                    for j in range(size):
+                        row[j] = w[j] * shifted[before[j]]
+                else:
+                    for j in range(size):
+                        row[j] += w[j] * shifted[before[j]]
+
+
+@_compiled(inline="always")
+def columns(image, top, left, first, weight, line):
+    """One row of a resized image: of each column the sum over the pixels that weigh."""
+    for t in range(len(weight)):
+        w, row = weight[t], image[top + first + t, left : left + line.size]
+        if t == 0:
+            for j in range(line.size):
+                line[j] = w * f32(row[j])
+        else:
+            for j in range(line.size):
+                line[j] += w * f32(row[j])
+
+
+@nearly
+def crop(image, box, flip, x):
+    """crop_and_resize of a box that has the size of x already."""
+    top, left, size, _ = box
+    last = np.uint32(size - 1)
+    for c in range(len(image)):
+        for i in range(size):
+            row, source = x[c, i], image[c, top + i, left : left + size]
+            if flip:
+                for j in range(np.uint32(size)):
+                    row[j] = f32(source[last - j]) / LEVELS
+            else:
                 for j in range(size):
-                    row[j] += w_t[j] * line_t[first[j]]
-            for j in range(size):
-                row[j] /= LEVELS
+                    row[j] = f32(source[j]) / LEVELS
 
 
 @exactly
-def taps(start, length, n):  # type: ignore[no-untyped-def]
+def taps(start, length, n):
     """(first [n], weight [k, n]): crop.resize_weights, of each row the k pixels, from `first` of the box on, that may weigh anything."""
     scale = f32(length) / f32(n)
     support = max(scale, ONE)
-    k = min(length, int(math.ceil(2 * support)))
-    first, weight = np.empty(n, np.uint32), np.empty((k, n), f32)
+    k = min(length, math.ceil(2 * support))
+    first, weight = np.empty(n, np.uint32), np.empty((k, n), f32)  # unsigned: no index counts from the end
     for i in range(n):
-        centre = f32(start) - HALF + (f32(i) + HALF) * scale
-        begin = min(max(int(math.floor(float(centre) - float(support))) + 1, start), start + length - k)
+        centre = f32(start - 0.5 + f32((i + 0.5) * scale))  # in double precision in between: LLVM fuses a single multiply-add
+        begin = min(max(math.floor(float(centre) - support) + 1, start), start + length - k)
         first[i] = begin - start
         total = ZERO
         for t in range(k):
@@ -146,7 +209,7 @@ def taps(start, length, n):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def jitter(x, order, factor):  # type: ignore[no-untyped-def]
+def jitter(x, order, factor):
     for op in order:
         f = factor[op]
         if op == HUE:
@@ -160,7 +223,7 @@ def jitter(x, order, factor):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def mean_grey(x):  # type: ignore[no-untyped-def]
+def mean_grey(x):
     mean = 0.0
     for c in range(len(x)):
         total, plane = 0.0, x[c]
@@ -171,12 +234,12 @@ def mean_grey(x):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def clamp(x):  # type: ignore[no-untyped-def]
+def clamp(x):
     return min(max(x, ZERO), ONE)
 
 
 @nearly
-def blend(x, f, other):  # type: ignore[no-untyped-def]
+def blend(x, f, other):
     """Brightness and contrast."""
     for c in range(len(x)):
         plane = x[c]
@@ -185,7 +248,7 @@ def blend(x, f, other):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def saturation(x, f):  # type: ignore[no-untyped-def]
+def saturation(x, f):
     r, g, b = x[0], x[1], x[2]
     for i in range(r.size):
         grey = (ONE - f) * (RED * r[i] + GREEN * g[i] + BLUE * b[i])
@@ -193,7 +256,7 @@ def saturation(x, f):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def hue(x, shift):  # type: ignore[no-untyped-def]
+def hue(x, shift):
     r, g, b = x[0], x[1], x[2]
     for i in range(r.size):
         value = max(max(r[i], g[i]), b[i])
@@ -210,7 +273,7 @@ def hue(x, shift):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def channel(n, sector, value, chroma):  # type: ignore[no-untyped-def]
+def channel(n, sector, value, chroma):
     """HSV to RGB as in color.hue."""
     k = n * SIXTH + sector
     k = (k - np.floor(k)) * SIX
@@ -218,10 +281,10 @@ def channel(n, sector, value, chroma):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def blur(x, sigma, spare):  # type: ignore[no-untyped-def]
+def blur(x, sigma, spare):
     """x [C, S, S], down into `spare` [S, S] and along back."""
     size = x.shape[1]
-    reach = min(max(1, size // 20), int(math.ceil(4.5 * sigma)))
+    reach = min(max(1, size // 20), math.ceil(4.5 * sigma))
     weight = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
     weight = (weight / (2 * weight.sum() - weight[0])).astype(f32)
     padded = np.empty(size + 2 * reach, f32)
@@ -230,13 +293,13 @@ def blur(x, sigma, spare):  # type: ignore[no-untyped-def]
             row, middle = spare[i], x[c, i]
             for j in range(size):
                 row[j] = weight[0] * middle[j]
-            for k in range(1, reach + 1):
+            for k in range(1, reach + 1):  # borders reflected
                 above, below, w = x[c, abs(i - k)], x[c, size - 1 - abs(size - 1 - i - k)], weight[k]
                 for j in range(size):
                     row[j] += w * (above[j] + below[j])
         for i in range(size):
             padded[reach : reach + size] = spare[i]
-            for k in range(1, reach + 1):  # borders reflected
+            for k in range(1, reach + 1):
                 padded[reach - k], padded[reach + size - 1 + k] = spare[i, k], spare[i, size - 1 - k]
             row, middle = x[c, i], padded[reach:]
             for j in range(size):
@@ -248,7 +311,7 @@ def blur(x, sigma, spare):  # type: ignore[no-untyped-def]
 
 
 @nearly
-def normalize(x, scale, shift, solarized):  # type: ignore[no-untyped-def]
+def normalize(x, scale, shift, solarized):
     for c in range(len(x)):
         plane, a, b = x[c], scale[c], shift[c]
         if solarized:
