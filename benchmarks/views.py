@@ -276,7 +276,6 @@ def main() -> None:
                 "torchvision v2": partial(torchvision_dino, paths, True),
                 "ours, exact": partial(our_dino, paths, "exact"),
                 "ours, eager": partial(our_dino, paths, "exact", fused=False),
-                "ours, eager": partial(our_dino, paths, "exact", fused=False),
                 "ours, folded": partial(our_dino, paths, "folded"),
             }
             compare("C: JPEG to DINO's normalised floats", whole, len(paths), **how)

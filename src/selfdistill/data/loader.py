@@ -20,7 +20,7 @@ from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pix
 from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS, crop_boxes
 from selfdistill.views.draw import permutation
-from selfdistill.views.fused import cut
+from selfdistill.views.fused import cut_crops
 from selfdistill.views.spec import Crops
 
 SUBSTITUTES = 100
@@ -224,7 +224,7 @@ def _resize(pixels: np.ndarray, boxes: Tensor, scale: float, out: Tensor) -> Non
     corner, sides = np.rint(boxes.numpy() * scale).astype(int).reshape(-1, 2, 2).swapaxes(0, 1)  # [V, 2] each
     whole = np.array(pixels.shape[:2])
     corner = np.minimum(corner, whole - 1)
-    cut(pixels, np.concatenate([corner, np.clip(sides, 1, whole - corner)], 1), out)
+    cut_crops(pixels, np.concatenate([corner, np.clip(sides, 1, whole - corner)], 1), out)
 
 
 def _memory(*shape: int) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numba
@@ -55,15 +56,14 @@ def fused(images: Tensor, v: int, drawn: Drawn, mean: tuple[float, ...], std: tu
     arrays = (images.contiguous().numpy(), v, drawn, scale, shift, out.numpy())
     count = min(len(images), torch.get_num_threads())
     cuts = [len(images) * n // count for n in range(count + 1)] if count else [0, 0]
-    threads = [Thread(target=_views, args=(*arrays, *part)) for part in zip(cuts[1:-1], cuts[2:], strict=True)]
-    for thread in threads:
-        thread.start()
-    _views(*arrays, cuts[0], cuts[1])
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(max(1, count - 1)) as pool:  # a thread starts at its first task
+        others = [pool.submit(_views, *arrays, *part) for part in pairwise(cuts[1:])]
+        _views(*arrays, *cuts[:2])
+        for other in others:
+            other.result()
 
 
-def cut(pixels: np.ndarray, boxes: np.ndarray, crops: Tensor) -> None:
+def cut_crops(pixels: np.ndarray, boxes: np.ndarray, crops: Tensor) -> None:
     """The boxes [V, 4] of an RGB image [H, W, 3] into `crops` [V, 3, S, S], all uint8: torchvision's resized crop, antialiased bilinear,
     but for what it rounds between columns and rows."""
     _cut(np.ascontiguousarray(pixels).reshape(len(pixels), -1), boxes, crops.numpy())
@@ -149,27 +149,21 @@ def crop_and_resize(image, box, flip, x):
         for i in range(size):
             columns(image[c], top, left, above[i], down[:, i], line)
             row = x[c, i]
+            row[:] = ZERO
             for t in range(len(along)):
                 w, shifted = along[t], line[t:]
-                if t == 0:
-                    for j in range(size):
-                        row[j] = w[j] * shifted[before[j]]
-                else:
-                    for j in range(size):
-                        row[j] += w[j] * shifted[before[j]]
+                for j in range(size):
+                    row[j] += w[j] * shifted[before[j]]
 
 
 @_compiled(inline="always")
 def columns(image, top, left, first, weight, line):
     """One row of a resized image: of each column the sum over the pixels that weigh."""
+    line[:] = ZERO
     for t in range(len(weight)):
         w, row = weight[t], image[top + first + t, left : left + line.size]
-        if t == 0:
-            for j in range(line.size):
-                line[j] = w * f32(row[j])
-        else:
-            for j in range(line.size):
-                line[j] += w * f32(row[j])
+        for j in range(line.size):
+            line[j] += w * f32(row[j])
 
 
 @nearly
@@ -224,12 +218,11 @@ def jitter(x, order, factor):
 
 @nearly
 def mean_grey(x):
-    mean = 0.0
+    mean = 0.0  # in double precision
     for c in range(len(x)):
-        total, plane = 0.0, x[c]
+        plane, weight = x[c], (RED, GREEN, BLUE)[c] if len(x) == 3 else ONE / f32(len(x))
         for i in range(plane.size):
-            total += plane[i]
-        mean += total * ((RED, GREEN, BLUE)[c] if len(x) == 3 else 1 / len(x))
+            mean += weight * plane[i]
     return f32(mean / x.shape[1])
 
 
@@ -312,11 +305,8 @@ def blur(x, sigma, spare):
 
 @nearly
 def normalize(x, scale, shift, solarized):
+    threshold = THRESHOLD if solarized else TWO  # none is as bright
     for c in range(len(x)):
         plane, a, b = x[c], scale[c], shift[c]
-        if solarized:
-            for i in range(plane.size):
-                plane[i] = a * (ONE - plane[i] if plane[i] >= THRESHOLD else plane[i]) + b
-        else:
-            for i in range(plane.size):
-                plane[i] = a * plane[i] + b
+        for i in range(plane.size):
+            plane[i] = a * (ONE - plane[i] if plane[i] >= threshold else plane[i]) + b
