@@ -12,19 +12,18 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-F = TypeVar("F", bound=Callable[..., Any])
 f32 = np.float32
 RED, GREEN, BLUE = f32(0.2989), f32(0.587), f32(0.114)  # color.LUMA
 ZERO, HALF, ONE, TWO, THREE, FOUR, FIVE, SIX, SIXTH = (f32(n) for n in (0, 0.5, 1, 2, 3, 4, 5, 6, 1 / 6))
 NOTHING, LEVELS, THRESHOLD = f32(1e-12), f32(255), f32(128 / 255)
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+_, CONTRAST, SATURATION, HUE = range(4)
 
 
 class Drawn(NamedTuple):
@@ -52,15 +51,14 @@ def fused(images: Tensor, v: int, drawn: Drawn, mean: tuple[float, ...], std: tu
     """
     spread = np.broadcast_to(np.array([mean, std]), (2, images.shape[2]))
     scale, shift = (1 / spread[1]).astype(f32), (-spread[0] / spread[1]).astype(f32)
-    drawn = Drawn._make(part.contiguous().numpy() for part in drawn)
-    arrays = (images.contiguous().numpy(), v, drawn, scale, shift, out.numpy())
-    count = min(len(images), torch.get_num_threads())
-    cuts = [len(images) * n // count for n in range(count + 1)] if count else [0, 0]
+    parts = Drawn._make(part.contiguous().numpy() for part in drawn)
+    arrays: Any = (images.contiguous().numpy(), v, parts, scale, shift, out.numpy())
+    count = max(1, min(len(images), torch.get_num_threads()))
+    cuts: Any = [len(images) * n // count for n in range(count + 1)]
     with ThreadPoolExecutor(max(1, count - 1)) as pool:  # a thread starts at its first task
-        others = [pool.submit(_views, *arrays, *part) for part in pairwise(cuts[1:])]
+        others = pool.map(lambda part: _views(*arrays, *part), pairwise(cuts[1:]))
         _views(*arrays, *cuts[:2])
-        for other in others:
-            other.result()
+        list(others)  # raises what they raised
 
 
 def cut_crops(pixels: np.ndarray, boxes: np.ndarray, crops: Tensor) -> None:
@@ -69,10 +67,10 @@ def cut_crops(pixels: np.ndarray, boxes: np.ndarray, crops: Tensor) -> None:
     _cut(np.ascontiguousarray(pixels).reshape(len(pixels), -1), boxes, crops.numpy())
 
 
-def _compiled(**options: Any) -> Callable[[F], F]:
+def _compiled(**options: Any) -> Callable[[Any], Any]:
     """numba.njit, its code kept on disk where that can be written."""
 
-    def compile(f: F) -> F:
+    def compile(f: Any) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(f)
         except RuntimeError:  # neither this folder nor the user's cache can be written
@@ -193,12 +191,9 @@ def taps(start, length, n):
         centre = f32(start - 0.5 + f32((i + 0.5) * scale))  # in double precision in between: LLVM fuses a single multiply-add
         begin = min(max(math.floor(float(centre) - support) + 1, start), start + length - k)
         first[i] = begin - start
-        total = ZERO
         for t in range(k):
             weight[t, i] = max(ONE - abs(f32(begin + t) - centre) / support, ZERO)
-            total += weight[t, i]
-        for t in range(k):
-            weight[t, i] /= total
+        weight[:, i] /= weight[:, i].sum()
     return first, weight
 
 
@@ -206,14 +201,12 @@ def taps(start, length, n):
 def jitter(x, order, factor):
     for op in order:
         f = factor[op]
-        if op == HUE:
-            if f != 0:
-                hue(x, f)
-        elif f != 1:
-            if op == SATURATION:
-                saturation(x, f)
-            else:
-                blend(x, f, (ONE - f) * mean_grey(x) if op == CONTRAST else ZERO)
+        if op == HUE and f != 0:
+            hue(x, f)
+        elif op == SATURATION and f != 1:
+            saturation(x, f)
+        elif op < SATURATION and f != 1:
+            blend(x, f, (ONE - f) * mean_grey(x) if op == CONTRAST else ZERO)
 
 
 @nearly
@@ -255,13 +248,8 @@ def hue(x, shift):
         value = max(max(r[i], g[i]), b[i])
         chroma = value - min(min(r[i], g[i]), b[i])
         inverse = ONE / max(chroma, NOTHING)
-        if value == r[i]:
-            sector = (g[i] - b[i]) * inverse
-        elif value == g[i]:
-            sector = (b[i] - r[i]) * inverse + TWO
-        else:
-            sector = (r[i] - g[i]) * inverse + FOUR
-        sector = sector * SIXTH + shift
+        after_green = (b[i] - r[i]) * inverse + TWO if value == g[i] else (r[i] - g[i]) * inverse + FOUR
+        sector = shift + SIXTH * ((g[i] - b[i]) * inverse if value == r[i] else after_green)
         r[i], g[i], b[i] = channel(FIVE, sector, value, chroma), channel(THREE, sector, value, chroma), channel(ONE, sector, value, chroma)
 
 
@@ -279,14 +267,14 @@ def blur(x, sigma, spare):
     size = x.shape[1]
     reach = min(max(1, size // 20), math.ceil(4.5 * sigma))
     weight = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
-    weight = (weight / (2 * weight.sum() - weight[0])).astype(f32)
+    weight[0] *= 0.5  # what is in the middle is on both sides
+    weight = (weight / (2 * weight.sum())).astype(f32)
     padded = np.empty(size + 2 * reach, f32)
     for c in range(len(x)):
         for i in range(size):
-            row, middle = spare[i], x[c, i]
-            for j in range(size):
-                row[j] = weight[0] * middle[j]
-            for k in range(1, reach + 1):  # borders reflected
+            row = spare[i]
+            row[:] = ZERO
+            for k in range(reach + 1):  # borders reflected
                 above, below, w = x[c, abs(i - k)], x[c, size - 1 - abs(size - 1 - i - k)], weight[k]
                 for j in range(size):
                     row[j] += w * (above[j] + below[j])
@@ -294,10 +282,9 @@ def blur(x, sigma, spare):
             padded[reach : reach + size] = spare[i]
             for k in range(1, reach + 1):
                 padded[reach - k], padded[reach + size - 1 + k] = spare[i, k], spare[i, size - 1 - k]
-            row, middle = x[c, i], padded[reach:]
-            for j in range(size):
-                row[j] = weight[0] * middle[j]
-            for k in range(1, reach + 1):
+            row = x[c, i]
+            row[:] = ZERO
+            for k in range(reach + 1):
                 left, right, w = padded[reach - k :], padded[reach + k :], weight[k]
                 for j in range(size):
                     row[j] += w * (left[j] + right[j])
