@@ -150,7 +150,7 @@ Bad = list[tuple[Path, str]]
 class _Crops(Dataset[Any]):
     """A batch of keys to uint8 crops [B, V, C, S, S] for each size, cut by the same draws that pixels in memory would use. An image is
     decoded once, at the smallest scale that leaves every crop twice its size, and each crop is resized as torchvision does (antialiased
-    bilinear, for uint8)."""
+    bilinear), to a grey level."""
 
     def __init__(self, images: Encoded, recipe: Recipe):
         self.images, self.recipe = images, recipe
