@@ -193,8 +193,7 @@ def taps(start, length, n):
         first[i] = begin - start
         for t in range(k):
             weight[t, i] = max(ONE - abs(f32(begin + t) - centre) / support, ZERO)
-        weight[:, i] /= weight[:, i].sum()
-    return first, weight
+    return first, weight / weight.sum(0)
 
 
 @nearly
