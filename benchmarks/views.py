@@ -109,10 +109,12 @@ def kornia_simsiam(images: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def our_simsiam(images: np.ndarray, colour: str) -> Callable[[], None]:
+def our_simsiam(images: np.ndarray, colour: str, fused: bool = True) -> Callable[[], None]:
     from selfdistill.methods import METHODS
+    from selfdistill.views import augment
     from selfdistill.views.augment import views_of_pixels
 
+    augment.FUSED = fused  # of this process
     spec = METHODS["simsiam"].edit(["views.size=32", f"views.colour={colour}"]).views
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -167,12 +169,16 @@ def torchvision_dino(paths: list[Path], colour: bool) -> Callable[[], None]:
     return run
 
 
-def our_dino(paths: list[Path], colour: str | None) -> Callable[[], None]:
+def our_dino(paths: list[Path], colour: str | None, fused: bool = True) -> Callable[[], None]:
     from selfdistill.data.images import Files
     from selfdistill.data.loader import _Crops
     from selfdistill.methods import METHODS
+    from selfdistill.train.allocator import keep_freed_memory
+    from selfdistill.views import augment
     from selfdistill.views.augment import views_of_crops
 
+    keep_freed_memory()  # as a run does before it starts its workers
+    augment.FUSED = fused  # of this process
     recipe = METHODS["dino"].edit([f"views.colour={colour}"] if colour else [])
     dataset = _Crops(Files(paths), recipe)
 
@@ -250,6 +256,7 @@ def main() -> None:
             "torchvision v2": partial(torchvision_simsiam, images),
             "kornia": partial(kornia_simsiam, images),
             "ours, exact": partial(our_simsiam, images, "exact"),
+            "ours, eager": partial(our_simsiam, images, "exact", fused=False),
             "ours, folded": partial(our_simsiam, images, "folded"),
         }
         compare("A: SimSiam's two views of 32 x 32", makers, len(images), **how)
@@ -268,6 +275,7 @@ def main() -> None:
                 "lightly": partial(lightly_dino, paths),
                 "torchvision v2": partial(torchvision_dino, paths, True),
                 "ours, exact": partial(our_dino, paths, "exact"),
+                "ours, eager": partial(our_dino, paths, "exact", fused=False),
                 "ours, folded": partial(our_dino, paths, "folded"),
             }
             compare("C: JPEG to DINO's normalised floats", whole, len(paths), **how)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -23,6 +22,7 @@ from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pix
 from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS, crop_boxes
 from selfdistill.views.draw import balanced, permutation
+from selfdistill.views.fused import cut_crops
 from selfdistill.views.spec import Crops
 
 SUBSTITUTES = 100
@@ -163,7 +163,7 @@ Bad = list[tuple[Path, str]]
 class _Crops(Dataset[Any]):
     """A batch of keys to uint8 crops [B, V, C, S, S] for each size, cut by the same draws that pixels in memory would use. An image is
     decoded once, at the smallest scale that leaves every crop twice its size, and each crop is resized as torchvision does (antialiased
-    bilinear, for uint8)."""
+    bilinear), to a grey level."""
 
     def __init__(self, images: Encoded, recipe: Recipe):
         self.images, self.recipe = images, recipe
@@ -207,8 +207,7 @@ class _Crops(Dataset[Any]):
             if pixels is not None:
                 scale = pixels.shape[0] / float(height[n])
                 for out, of in zip(crops, boxes, strict=True):
-                    for crop, box in zip(out[place], of[n].tolist(), strict=True):
-                        _resize(pixels, box, scale, crop)
+                    _resize(pixels, of[n], scale, out[place])
         return torch.tensor(left, dtype=torch.long)
 
 
@@ -231,17 +230,16 @@ class _Squares(Dataset[Any]):
                 bad.append((i, e.reason))
                 square.fill_(124)
             else:
-                _resize(pixels, [(H - side) // 2, (W - side) // 2, side, side], pixels.shape[0] / H, square)
+                _resize(pixels, torch.tensor([[(H - side) // 2, (W - side) // 2, side, side]]), pixels.shape[0] / H, square[None])
         return squares, bad
 
 
-def _resize(pixels: np.ndarray, box: list[int], scale: float, out: Tensor) -> None:
-    """`box` (top, left, height, width, in pixels of the whole image) of an image decoded at `scale`, into out [C, S, S]."""
-    top, left, height, width = (round(n * scale) for n in box)
-    top, left = min(top, pixels.shape[0] - 1), min(left, pixels.shape[1] - 1)
-    part = pixels[top : top + max(1, height), left : left + max(1, width)]
-    image = torch.from_numpy(part).permute(2, 0, 1)[None]
-    out.copy_(F.interpolate(image, out.shape[1:], mode="bilinear", antialias=True)[0])
+def _resize(pixels: np.ndarray, boxes: Tensor, scale: float, out: Tensor) -> None:
+    """`boxes` [V, 4] (top, left, height, width, in pixels of the whole image) of an image decoded at `scale`, into out [V, C, S, S]."""
+    corner, sides = np.rint(boxes.numpy() * scale).astype(int).reshape(-1, 2, 2).swapaxes(0, 1)  # [V, 2] each
+    whole = np.array(pixels.shape[:2])
+    corner = np.minimum(corner, whole - 1)
+    cut_crops(pixels, np.concatenate([corner, np.clip(sides, 1, whole - corner)], 1), out)
 
 
 def _memory(*shape: int) -> Tensor:

@@ -11,6 +11,7 @@ from selfdistill.views.crop import DRAWS as CROP
 from selfdistill.views.crop import crop_and_resize, crop_boxes, rectangles
 from selfdistill.views.draw import uniform
 from selfdistill.views.folded import colour_map
+from selfdistill.views.fused import Drawn, fused
 from selfdistill.views.masks import block_masks
 from selfdistill.views.spec import Augment, Crops
 
@@ -20,6 +21,8 @@ STRENGTH, ORDER, ERASE = (slice(CROP + 6 + n, CROP + 6 + n + k) for n, k in ((0,
 DRAWS = ERASE.stop
 CACHE = 1 << 20
 """bytes of float crops that a CPU finishes at a time: some thirty passes over what stays in its cache (224 pixels: 1.25 times faster)"""
+FUSED = True
+"""whether a CPU takes the compiled kernel; False: the PyTorch of this file, its definition"""
 _, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -36,10 +39,7 @@ def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed
         done = images.new_empty(len(views), *images.shape[:2], size, size, dtype=torch.float)  # [V, B, C, S, S]
         for out, (v, _, how) in zip(done, views, strict=True):
             u = draws(seed, epoch, ids, v)
-            boxes = crop_boxes(u[:, :CROP], images.shape[2], images.shape[3], how)
-            folded = spec.colour == "folded" and how.blur > 0
-            blur = color.blur_matrix(_sigma(u, how), size, u[:, BLUR] < how.blur) if folded else None
-            finish(crop_and_resize(images, boxes, size, u[:, FLIP] < how.flip, blur), u, how, spec, out, blurred=folded)
+            _view(images[:, None], 0, crop_boxes(u[:, :CROP], images.shape[2], images.shape[3], how), u, how, spec, out)
         sizes.append(done)
     return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
 
@@ -48,11 +48,9 @@ def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: i
     """uint8 crops that a worker has cut, [B, V, C, S, S] for each size: the rest of the augmentation."""
     sizes = []
     for cut, views in zip(crops, spec.of_each_size(globals), strict=True):
-        cut = cut.transpose(0, 1)
-        done = torch.empty(cut.shape, device=cut.device)  # [V, B, C, S, S]
-        for x, out, (v, _, how) in zip(cut, done, views, strict=True):
-            u = draws(seed, epoch, ids, v)
-            finish(torch.where((u[:, FLIP] < how.flip)[:, None, None, None], x.flip(-1), x), u, how, spec, out)
+        done = torch.empty(cut.transpose(0, 1).shape, device=cut.device)  # [V, B, C, S, S]
+        for n, (out, (v, _, how)) in enumerate(zip(done, views, strict=True)):
+            _view(cut, n, None, draws(seed, epoch, ids, v), how, spec, out)
         sizes.append(done)
     return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
 
@@ -62,6 +60,31 @@ def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Tens
     if spec.masks is None:
         return None
     return torch.stack([block_masks(spec.masks, spec.size, ids, v, seed, epoch) for v in range(globals)])
+
+
+def _view(images: Tensor, n: int, boxes: Tensor | None, u: Tensor, how: Augment, spec: Crops, out: Tensor) -> None:
+    """The n-th image of each of [B, N, C, H, W], its box or, of one that is cut already, all of it, into `out` [B, C, S, S]."""
+    size, flip = out.shape[-1], u[:, FLIP] < how.flip
+    if FUSED and out.device.type == "cpu" and spec.colour == "exact":
+        whole = torch.tensor([0, 0, size, size]).expand(len(u), 4)
+        blurred = torch.where(u[:, BLUR] < how.blur, _sigma(u, how), 0.0)
+        drawn = Drawn(
+            whole if boxes is None else boxes,
+            flip,
+            *_jitters(u, how, images.shape[2]),
+            u[:, GREY] < how.grey,
+            blurred,
+            u[:, SOLARIZE] < how.solarize,
+            _erased(u[:, ERASE], how.erase, size, size),
+        )
+        fused(images, n, drawn, spec.mean, spec.std, out)
+    elif boxes is None:
+        x = images[:, n]
+        finish(torch.where(flip[:, None, None, None], x.flip(-1), x), u, how, spec, out)
+    else:
+        folded = spec.colour == "folded" and how.blur > 0
+        blur = color.blur_matrix(_sigma(u, how), size, u[:, BLUR] < how.blur) if folded else None
+        finish(crop_and_resize(images[:, n], boxes, size, flip, blur), u, how, spec, out, blurred=folded)
 
 
 def finish(crops: Tensor, u: Tensor, how: Augment, spec: Crops, out: Tensor, blurred: bool = False) -> None:
@@ -135,16 +158,21 @@ def _colour_map(crops: Tensor, u: Tensor, how: Augment, n: int) -> tuple[Tensor,
 
 
 def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
-    """Random erasing (Zhong et al. 2017): area 2 to 33 %, ratio 0.3 to 1/0.3, filled with the mean, which is 0 by now."""
+    """Random erasing (Zhong et al. 2017), filled with the mean, which is 0 by now."""
     if not probability:
         return x
     H, W = x.shape[-2:]
+    top, left, h, w = _erased(u, probability, H, W).unbind(1)
+    return x.masked_fill_(rectangles(top, left, h, w, H, W)[:, None], 0.0)
+
+
+def _erased(u: Tensor, probability: float, H: int, W: int) -> Tensor:
+    """[B, 4] int64 (top, left, height, width): area 2 to 33 %, ratio 0.3 to 1/0.3; height 0 where nothing is erased."""
     area = (0.02 + 0.31 * u[:, 1]) * H * W
     ratio = 0.3 ** (1 - 2 * u[:, 2])
     h, w = (area * ratio).sqrt().round().clamp(1, H), (area / ratio).sqrt().round().clamp(1, W)
     top, left = (u[:, 3] * (H - h + 1)).floor(), (u[:, 4] * (W - w + 1)).floor()
-    inside = rectangles(top, left, h, w, H, W) & (u[:, 0] < probability)[:, None, None]
-    return x.masked_fill_(inside[:, None], 0.0)
+    return torch.stack([top, left, h * (u[:, 0] < probability), w], 1).long()
 
 
 def plain(images: Tensor, spec: Crops) -> Tensor:
