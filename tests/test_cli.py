@@ -83,9 +83,9 @@ def test_misuse_is_one_message_with_exit_code_2_and_leaves_nothing(run, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["pretrain", "simsaim"], ["show", "simsaim"], ["diff", "simsaim", "byol"], ["pretrain"]])
-def test_an_unknown_method(run, command):
-    code, _, err = run(*command)
+@pytest.mark.parametrize("words", [["pretrain", "simsaim"], ["show", "simsaim"], ["diff", "simsaim", "byol"], ["pretrain"]])
+def test_an_unknown_method(run, words):
+    code, _, err = run(*words)
     assert code == 2
     assert "simsiam" in err
 

@@ -65,7 +65,7 @@ def test_clustering_finds_blobs_and_cares_for_no_name_and_no_length():
     x, labels = blobs(spread=0.6)
     found = clustering(x, labels)
     assert 0 < found.ari < 0.95
-    assert clustering(x, torch.tensor([7, 2, 9, 0])[labels]) == found
+    assert clustering(x, torch.tensor([7, 2, 9, 0])[labels]) == pytest.approx(found, abs=1e-12)  # sums in another order
     assert clustering(3 * x, labels) == pytest.approx(found, abs=1e-6)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from selfdistill.cli.app import Settings, app, console, said
 from selfdistill.errors import Failure, Misuse
@@ -44,7 +44,7 @@ def ablate(
     from selfdistill.train.resolve import resolve
 
     if list_:
-        table = Table("edit", "setting", "what it means", "who did it")
+        table = Table(Column("edit", no_wrap=True), Column("setting", overflow="fold"), "what it means", "who did it")
         for name, edit in EDITS.items():
             table.add_row(name, edit.setting, edit.what, edit.source)
         console.print(table)
@@ -84,7 +84,7 @@ def reproduce(
     if not all_ and name is None:
         if asked:
             raise Misuse(f"TABLE is missing before {asked[0]}: {', '.join(tables())}, or --all")
-        listing = Table("table", "what it asks", "source", "method", "rows", "claims")
+        listing = Table(Column("table", no_wrap=True), "what it asks", "source", "method", "rows", "claims")
         for t in tables().values():
             listing.add_row(t.id, t.says, t.source, t.method, str(len(t.rows)), str(len(t.claims)))
         console.print(listing)

@@ -15,6 +15,8 @@ COLLAPSED_STD = 0.2
 """of output_std: a healthy run is near 1, SimSiam without stop-gradient goes to 0 (Fig. 2)"""
 LOW_RANK = 0.02
 """effective rank over the output's dimension (or the number of samples, if smaller) below which dimensions are lost"""
+ABSURD = 1e6
+"""a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
 """of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
 VARIED_STD = 0.5
@@ -57,7 +59,7 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
     loss, std = metrics.get("loss"), metrics["output_std"]
     rank, limit = metrics["effective_rank"], metrics["rank_limit"]
     beside = "" if loss is None else f", loss {loss:.3f}"
-    if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)):
+    if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)) or abs(loss or 0.0) > ABSURD:
         return "diverged", f"output_std {std}{beside}."
     if metrics.get("target_entropy") is not None:
         most = math.log(metrics["target_outputs"])
