@@ -2,7 +2,7 @@
 
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import selfdistill as sd
@@ -26,6 +26,8 @@ WORDS = st.one_of(
 
 @settings(max_examples=EFFORT * 3, deadline=None)
 @given(method=st.sampled_from(sorted(METHODS)), key=st.one_of(st.sampled_from(KEYS), st.text(max_size=12)), value=WORDS)
+@example("byol", "labels", "0")  # a union of numbers, whose members pydantic names
+@example("mean-teacher", "terms.labels.weight", "x")  # a field of the name of a kind
 def test_any_setting_is_taken_or_refused_by_name(method, key, value):
     try:
         recipe = METHODS[method].edit([f"{key}={value}"])

@@ -249,12 +249,17 @@ def _validated(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:
-        raise Misuse("; ".join(_problem(error) for error in e.errors())) from e
+        raise Misuse("; ".join(dict.fromkeys(_problem(error, tree) for error in e.errors()))) from e
 
 
-def _problem(error: Any) -> str:
-    kinds = {kind_of(cls) for cls in Spec.__subclasses__()}  # pydantic names the member of a union in the path; a user does not
-    path = ".".join(str(p) for p in error["loc"] if p not in kinds)
+def _problem(error: Any, tree: Any) -> str:
+    names = []
+    for place, name in enumerate(error["loc"], 1):  # pydantic names the member of a union among the fields; a user does not
+        inside = name in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and isinstance(name, int)
+        if inside or (error["type"] == "missing" and place == len(error["loc"])):
+            names.append(str(name))
+            tree = tree[name] if inside else None
+    path = ".".join(names)
     given = error["input"] if isinstance(error["input"], (str, int, float)) else reprlib.repr(error["input"])  # a list may be long
     value = "" if isinstance(error["input"], dict) or not path else f"={given}"
     return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -1,4 +1,4 @@
-"""Commands that draw: picture."""
+"""Commands that draw: picture, of a run; draw, of a method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from selfdistill.cli.app import app, console
+from selfdistill.cli.app import Settings, app, console
+from selfdistill.errors import Misuse
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -31,3 +32,29 @@ def picture(
     out = writable(out or run / f"{what}.png")
     save(api.picture(what, *paths, size=size), out)
     console.print(f"{what}: {out}", soft_wrap=True)
+
+
+@app.command()
+def draw(
+    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML file or a run folder")],
+    settings: Settings = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="an .svg, or .mmd for Mermaid; its text is printed if not given")] = None,
+) -> None:
+    """Draw a method as a picture, from its recipe: selfdistill draw byol --without momentum-teacher --out byol.svg."""
+    from selfdistill import api
+    from selfdistill.ablate.edits import without as edits
+    from selfdistill.report.draw import mermaid, picture, svg
+    from selfdistill.train.run import write_whole
+
+    recipe = api.recipe_of(method).edit(settings or [])
+    recipe = recipe.edit(edits(recipe, without or []))
+    made = picture(recipe, " ".join([recipe.method, *(settings or []), *(f"without {name}" for name in without or [])]))
+    kinds = {".svg": svg, ".mmd": mermaid}
+    if out is None:
+        print(mermaid(made), end="")
+        return
+    if out.suffix not in kinds:
+        raise Misuse(f"--out {out}: the ending decides the format: {' or '.join(kinds)}")
+    write_whole(out, kinds[out.suffix](made))
+    console.print(f"{out}", soft_wrap=True)

@@ -82,7 +82,7 @@ class CentreTarget(SoftmaxTarget):
             rows = t.detach().flatten(0, -2)
             count = rows.new_tensor([[len(rows)]])  # ranks differ in how many patches they mask
             self._sums.append(gather(torch.cat([rows.sum(0, keepdim=True), count], 1)).sum(0))  # [K + 1]
-        return (t - self.centre).div_(self.temperature.at(progress)).softmax(-1)
+        return super().forward(t - self.centre, progress)
 
     def update(self) -> None:
         total = sum(self._sums, start=self.centre.new_zeros(len(self.centre) + 1))

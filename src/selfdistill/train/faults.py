@@ -56,10 +56,12 @@ class Guard:
     def passes(self, step: int, loss: Tensor, fabric: Fabric, came: list[int]) -> bool:
         """Whether the step may be made; if not, the model is as it was before. step: its number, from 1 as in metrics.jsonl.
 
-        `signum` is then the signal that came to any rank, 0 for none. Raises `Failure` at one bad step too many.
+        `norm` is then that of all gradients together, `signum` the signal that came to any rank, 0 for none. Raises `Failure` at one
+        bad step too many.
         """
-        norm = nn.utils.get_total_norm([p.grad for p in self.siamese.parameters() if p.grad is not None])
-        said = torch.stack([~(loss.detach().float() + norm).isfinite(), torch.tensor(came[0] if came else 0, device=norm.device)])
+        self.norm = nn.utils.get_total_norm([p.grad for p in self.siamese.parameters() if p.grad is not None])
+        finite = (loss.detach().float() + self.norm).isfinite()
+        said = torch.stack([~finite, torch.tensor(came[0] if came else 0, device=finite.device)])
         if fabric.world_size > 1:
             dist.all_reduce(said, dist.ReduceOp.MAX)
         bad, self.signum = said.tolist()
@@ -69,7 +71,7 @@ class Guard:
             torch._foreach_copy_(now, kept)
         self.siamese.forget()
         self.bad.append(step)
-        self._note(step, float(loss.detach()), float(norm), writes=fabric.is_global_zero)
+        self._note(step, float(loss.detach()), float(self.norm), writes=fabric.is_global_zero)
         return False
 
     def _note(self, step: int, loss: float, norm: float, writes: bool) -> None:

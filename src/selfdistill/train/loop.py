@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
@@ -122,7 +122,7 @@ def pretrain(
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
                 if guard.passes(step + 1, torch.stack(losses).mean(), fabric, came):  # else all is as before the step
                     with clock("optimiser"):
-                        _clip(model, recipe)
+                        _clip(model, recipe, guard.norm)
                         _freeze(optimizer, now)
                         optimizer.step()
                     with clock("teacher update"):
@@ -166,11 +166,15 @@ def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progres
     return lr
 
 
-def _clip(model: nn.Module, recipe: Recipe) -> None:
+def _clip(model: nn.Module, recipe: Recipe, norm: Tensor) -> None:
+    """norm: of all gradients together."""
     if recipe.clip:
         params = [p for p in model.parameters() if p.grad is not None]
-        for group in [params] if recipe.clip.per == "model" else [[p] for p in params]:
-            nn.utils.clip_grad_norm_(group, recipe.clip.norm)
+        if recipe.clip.per == "model":
+            nn.utils.clip_grads_with_norm_(params, recipe.clip.norm, norm)
+        else:
+            for p in params:
+                nn.utils.clip_grad_norm_(p, recipe.clip.norm)
 
 
 def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
