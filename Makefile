@@ -14,7 +14,7 @@ demo: .venv/installed  ## pretrain SimSiam on scikit-learn's digits and evaluate
 	@run=$$(ls -td runs/simsiam-digits-* | head -n 1) && $(BIN)/selfdistill evaluate $$run --protocol knn && echo "run folder: $$run"
 
 test: .venv/installed  ## all tests, no network
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed  ## style, types, and imports that go one way
 	$(BIN)/ruff check .

@@ -337,7 +337,7 @@ def test_a_plan_runs_nothing(run, tmp_path):
 def test_killed_and_resumed(tmp_path):
     """SIGTERM: the runs under way are saved; the same command ends as if it had not come."""
     settings = [s for s in SMALL if not s.startswith("epochs")]
-    command = [sys.executable, "-m", "selfdistill", "ablate", "simsiam", *settings, "epochs=12", "--edits", "stop-gradient"]
+    command = [sys.executable, "-m", "selfdistill", "ablate", "simsiam", *settings, "epochs=6", "--edits", "stop-gradient"]
     command += ["--jobs", "1", "--out", str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

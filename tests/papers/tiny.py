@@ -117,7 +117,7 @@ def train(
             (made.loss / recipe.accumulate).backward()
             loss += made.loss.detach() / recipe.accumulate
         grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        _clip(model, recipe)
+        _clip(model, recipe, torch.nn.utils.get_total_norm(grads.values()))
         _freeze(optimizer, now)
         optimizer.step()
         model.after_step(Progress(step + 1, STEPS_PER_EPOCH, recipe.epochs))
