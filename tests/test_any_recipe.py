@@ -28,6 +28,8 @@ WORDS = st.one_of(
 @given(method=st.sampled_from(sorted(METHODS)), key=st.one_of(st.sampled_from(KEYS), st.text(max_size=12)), value=WORDS)
 @example("byol", "labels", "0")  # a union of numbers, whose members pydantic names
 @example("mean-teacher", "terms.labels.weight", "x")  # a field of the name of a kind
+@example("byol", "encoder.channels", "1")  # refused for what other fields say
+@example("byol", "terms.views.loss", "labels")
 def test_any_setting_is_taken_or_refused_by_name(method, key, value):
     try:
         recipe = METHODS[method].edit([f"{key}={value}"])

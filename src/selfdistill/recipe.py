@@ -137,7 +137,7 @@ class Recipe(Spec):
         if self.patch_projector and self.projector and self.patch_projector.out != self.projector.out:
             raise ValueError(f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}")
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
-            raise ValueError(f"labels={self.labels}: it goes with a term that learns from labels (mean-teacher's), and only with one")
+            raise ValueError(f"labels={self.labels}: goes with one of the terms that learns from labels (mean-teacher's), and only with one")
         if self.predictor and self.predictor.kind == "least-squares":
             if self.projector is None:
                 raise ValueError("predictor=least-squares needs a projector, narrower than a batch has projections")
@@ -152,7 +152,8 @@ class Recipe(Spec):
         self.micro_batch(self.devices if isinstance(self.devices, int) else 1)
         for name in ("mean", "std"):
             if len(getattr(self.views, name)) not in (1, self.encoder.channels):
-                raise ValueError(f"views.{name} has {len(getattr(self.views, name))} values for images of {self.encoder.channels} channels")
+                values = len(getattr(self.views, name))
+                raise ValueError(f"views.{name} has {values} values, and encoder.channels={self.encoder.channels}: one, or one a channel")
         return self
 
     @property
