@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from torch import Tensor
 from selfdistill.data.images import spread
 from selfdistill.data.loader import plain_batches
 from selfdistill.data.sources import open_source
+from selfdistill.disk import whole_folder
 from selfdistill.errors import Failure, Misuse, did_you_mean, require
 from selfdistill.export.card import card
 from selfdistill.export.formats import FORMATS, Kept
@@ -59,7 +57,7 @@ def export(run: Run, format: str, of: str | None = None, out: Path | None = None
     source = run.source if data is None else open_source(data, run.recipe.on_bad_image)
     images = next(plain_batches(spread(source.test or source.train, IMAGES), run.recipe.views, torch.device("cpu"), run.recipe.workers))
     kept = Kept(backbone, run.recipe, who, images)
-    with _new_folder(out) as folder:
+    with whole_folder(out) as folder:
         made.write(kept, folder)
         done = _compared(kept, format, folder, out)
         (folder / "README.md").write_text(card(run, kept, made, _measured(done, len(images))))
@@ -109,24 +107,3 @@ def _measured(done: Export, images: int) -> str:
         f"Checked when it was written: {images} images of the data, loaded as above, gave the features of the run's own backbone; the "
         f"largest difference was {done.difference:.1g}, the largest feature {done.largest:.3g} (fp32, images of {sizes} pixels)."
     )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all went well. Raises `Misuse` where `out` exists or cannot be made."""
-    if os.path.lexists(out):
-        raise Misuse(f"--out {out}: exists already: name another folder")
-    beside = out.with_name(f".{out.name}.part")
-    made = [p for p in (beside, *beside.absolute().parents) if not p.exists()]
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    except OSError as e:
-        raise Misuse(f"--out {out}: cannot be written ({e.strerror}): name another folder") from e
-    try:
-        yield beside
-        os.replace(beside, out)
-    except BaseException:
-        for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +14,8 @@ from torch import Tensor
 from selfdistill.data.images import Images, Pixels, Source
 from selfdistill.data.loader import plain_batches
 from selfdistill.data.sources import open_source
-from selfdistill.errors import Failure, Misuse, require
+from selfdistill.disk import whole_file
+from selfdistill.errors import Misuse, require
 from selfdistill.train.run import Run
 
 BATCH = 512
@@ -94,7 +93,7 @@ def _parquet(out: Path, batches: Batches, total: int, run: Run) -> None:
     width = run.backbone.dim
     of_row = {"id": pa.int64(), "split": pa.string(), "path": pa.string(), "label": pa.int64(), "class": pa.string()}
     schema = pa.schema({**of_row, "features": pa.list_(pa.float32(), width)}, {"selfdistill": repr(run)})
-    with _whole(out) as beside, pq.ParquetWriter(beside, schema) as writer:
+    with whole_file(out) as beside, pq.ParquetWriter(beside, schema) as writer:
         for rows, features in batches:
             columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), of_row.values(), strict=True)]
             flat = pa.array(features.flatten().numpy())
@@ -102,7 +101,7 @@ def _parquet(out: Path, batches: Batches, total: int, run: Run) -> None:
 
 
 def _npy(out: Path, batches: Batches, total: int, run: Run) -> None:
-    with _whole(out) as beside, _whole(out.with_suffix(".csv")) as table, table.open("w", newline="") as file:
+    with whole_file(out) as beside, whole_file(out.with_suffix(".csv")) as table, table.open("w", newline="") as file:
         written = np.lib.format.open_memmap(beside, "w+", np.float32, (total, run.backbone.dim))
         lines = csv.writer(file)
         lines.writerow(["id", "split", "path", "label", "class"])
@@ -113,16 +112,3 @@ def _npy(out: Path, batches: Batches, total: int, run: Run) -> None:
 
 
 WRITERS = {".parquet": _parquet, ".npy": _npy}
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that becomes it when all went well, and is gone when not. Raises `Failure` when the disk fails."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        yield beside
-        os.replace(beside, path)
-    except OSError as e:
-        raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e
-    finally:
-        beside.unlink(missing_ok=True)

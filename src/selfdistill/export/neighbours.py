@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from selfdistill.data.images import BadImage, Files, Images, Pixels, Source, inspect
 from selfdistill.data.sources import open_source
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
 from selfdistill.export.embeddings import embedded, path_of
-from selfdistill.train.run import Run, write_whole
+from selfdistill.train.run import Run
 
 TILE, CAPTION, COLUMNS = 144, 34, 6
 """of a sheet: pixels of an image, and of the words below it; images in a row"""

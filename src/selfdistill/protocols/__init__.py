@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
 from selfdistill.protocols.subject import Subject
 from selfdistill.protocols.tuned import Finetune, Semi
-from selfdistill.train.run import write_whole
 
 PROTOCOLS: dict[str, type[Protocol]] = {
     "knn": KNN,

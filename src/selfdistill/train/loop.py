@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.denormal import denormals_flushed
@@ -30,7 +31,7 @@ from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
+from selfdistill.train.run import Run, labelled, make_folder, new_folder
 from selfdistill.views.draw import mix
 
 
