@@ -202,7 +202,11 @@ CONTRAST = """
   const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
   const parts = colour => colour.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const behind = e => { for (; e; e = e.parentElement) { const p = parts(getComputedStyle(e).backgroundColor); if (p.length < 4 || p[3] > 0) return p; } return [255, 255, 255]; };
+  const clear = p => p.length === 4 && p[3] === 0;
+  const behind = e => {
+    const own = parts(getComputedStyle(e).backgroundColor);
+    return !clear(own) ? own : e.parentElement ? behind(e.parentElement) : [255, 255, 255];
+  };
   const bad = [];
   for (const e of document.querySelectorAll("body *")) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || e.closest("svg, script")) continue;
