@@ -77,8 +77,7 @@ def _over_time(schedule: Schedule) -> str:
 
 def changed(method: str, preset: str) -> str:
     """What a preset changes and why, behind a fold."""
-    lines = [re.fullmatch(r"(.*?): (.*) -> (.*?) \((.*)\)", line).groups() for line in with_preset(METHODS[method], preset)[1]]  # type: ignore[union-attr]
-    rows = table(("field", "paper", preset, "why"), *((f"`{key}`", *words) for key, *words in lines))
+    rows = table(("field", "paper", preset, "why"), *((f"`{key}`", *words) for key, *words in with_preset(METHODS[method], preset)[1]))
     return folded(f"What the preset `{preset}` changes for {method}, and why", rows)
 
 

@@ -13,15 +13,13 @@ from selfdistill.siamese import Siamese
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_fits_every_method_and_says_what_it_changes(name, method):
     paper = METHODS[method]
-    recipe, lines = with_preset(paper, name)
+    recipe, changed = with_preset(paper, name)
     Siamese(recipe, images=10)
-    said = {line.partition(": ")[0] for line in lines}
     for path, _, _ in diff(paper, recipe):
-        assert any(path == key or path.startswith(f"{key}.") for key in said), path
-    for line in lines:
-        change, _, why = line.partition(" (")
-        assert " -> " in change
-        assert len(why) > 1
+        assert any(path == field.key or path.startswith(f"{field.key}.") for field in changed), path
+    for field in changed:
+        assert f"{field.key}: {field.old} -> {field.new} (" in str(field)
+        assert len(field.why) > 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         predictor_gap,
         pretrain,
         recipe_of,
+        write_report,
     )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "predictor_gap",
     "pretrain",
     "recipe_of",
+    "write_report",
 ]
 
 

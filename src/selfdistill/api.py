@@ -60,6 +60,7 @@ __all__ = [
     "predictor_gap",
     "pretrain",
     "recipe_of",
+    "write_report",
 ]
 
 
@@ -126,13 +127,13 @@ def pretrain(
     base = recipe_of(method) if isinstance(method, str) else method
     asked += edits(base.edit(asked), without)
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
-    recipe, source, lines = resolve(base, asked, source)
+    recipe, source, changed = resolve(base, asked, source)
     for note in source.notes:
         console.print(note, soft_wrap=True)
-    if lines:
+    if changed:
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
-        for line in lines:
-            console.print(f"  {line}", soft_wrap=True, highlight=False)
+        for field in changed:
+            console.print(f"  {field}", soft_wrap=True, highlight=False)
     return loop.pretrain(recipe, source, path, False, module, console, profile)
 
 
@@ -180,15 +181,24 @@ def diagnosis_of(
 def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
     """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: run folders, and image files in place of held-out
     images. size: pixels of the images' shorter side, for what a ViT sees."""
-    from selfdistill.report.pictures import PICTURES, Asked  # matplotlib takes a second
+    from selfdistill.report.pictures import PICTURES, Asked, Look  # matplotlib takes a second
 
     if what not in PICTURES:
         raise Misuse(f"picture {what}: allowed: {', '.join(PICTURES)}.{did_you_mean(what, PICTURES)}")
     files = [p for p in map(Path, paths) if p.is_file()]
-    runs = [load(p) for p in map(Path, paths) if not p.is_file()]
-    if not runs:
+    looks = [Look(load(p)) for p in map(Path, paths) if not p.is_file()]
+    if not looks:
         raise Misuse(f"picture {what}: name a run folder")
-    return PICTURES[what](Asked(runs, files, size))
+    return PICTURES[what](Asked(looks, files, size))
+
+
+def write_report(*runs: str | Path | Run, out: str | Path | None = None) -> Path:
+    """One HTML file that works offline, of one run or of several side by side: what was run, verdict, curves, what it is worth beside the
+    baselines, embeddings, attention, neighbours, a map, time. runs: folders, or `Run`s. out: report.html in the folder of the one run, or
+    here where there are several, if not given. Returns where it is. Raises `Misuse`, `Failure`."""
+    from selfdistill.report import page  # matplotlib takes a second
+
+    return page.write([run if isinstance(run, Run) else load(run) for run in runs], None if out is None else Path(out))
 
 
 def alternate(

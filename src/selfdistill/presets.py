@@ -7,7 +7,7 @@ settings come after it and win. `preset=none` keeps the paper's values.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.recipe import Recipe, diff, under
@@ -274,8 +274,20 @@ FEW = 20_000
 """images of a folder below which ImageNet's batches and ResNet-50 are out of place"""
 
 
-def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[str]]:
-    """The recipe with a preset's changes, and a line for each field that they changed: old and new value, and why."""
+class Changed(NamedTuple):
+    """A field or slot that a preset set: its path, old and new value, and why."""
+
+    key: str
+    old: str
+    new: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new} ({self.why})"
+
+
+def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
+    """The recipe with a preset's changes, and each field that they changed. Raises `Misuse` for a preset that there is not."""
     if name == "none":
         return recipe, []
     if name not in PRESETS:
@@ -283,12 +295,9 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[str]]:
     changes = PRESETS[name].changes + PRESETS[name].methods.get(recipe.method, ())
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
-    lines = []
-    for setting, why in changes:
-        key, _, new = setting.partition("=")
-        if any(under(key, path) for path in differing):
-            lines.append(f"{key}: {_short(recipe, key)} -> {new} ({why})")
-    return changed, lines
+    split = [(*setting.partition("=")[::2], why) for setting, why in changes]
+    found = [Changed(key, _short(recipe, key), new, why) for key, new, why in split if any(under(key, path) for path in differing)]
+    return changed, found
 
 
 def _short(recipe: Recipe, key: str) -> str:

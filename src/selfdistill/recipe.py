@@ -137,7 +137,7 @@ class Recipe(Spec):
         if self.patch_projector and self.projector and self.patch_projector.out != self.projector.out:
             raise ValueError(f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}")
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
-            raise ValueError(f"labels={self.labels}: goes with one of the terms that learns from labels (mean-teacher's), and only with one")
+            raise ValueError(f"labels={self.labels}: goes with one of the terms that learn from labels (mean-teacher's), and only with it")
         if self.predictor and self.predictor.kind == "least-squares":
             if self.projector is None:
                 raise ValueError("predictor=least-squares needs a projector, narrower than a batch has projections")

@@ -25,6 +25,8 @@ QUICK = [
     "linear.epochs=3",
     "logistic.strengths=[1.0]",
     "finetune.epochs=2",
+    "supervised.epochs=2",
+    "supervised.rates=[0.1]",
     "semi.epochs=[2]",
     "semi.rates=[0.05, 0.1]",
     "clustering.starts=1",
@@ -102,6 +104,14 @@ def test_random_init_is_the_encoder_before_the_first_step(run):
     assert found["knn"]["results"]["k=20"] == run.summary["knn_random_init"]
     other = sd.measure("random-init", "knn", "knn.ks=[20]", data="digits", seed=1, **settings)
     assert other["knn"]["results"]["k=20"] != found["knn"]["results"]["k=20"]
+
+
+def test_supervised_is_the_fine_tuning_of_random_weights(run):
+    """Whatever the run has learnt."""
+    settings = {k: v for k, v in TINY.items() if k in ("encoder.options", "precision")}
+    found = sd.measure(run, "supervised", "supervised.epochs=1", "supervised.rates=[0.1]")["supervised"]
+    other = sd.measure("random-init", "finetune", "finetune.epochs=1", "finetune.rates=[0.1]", data="digits", **settings)
+    assert found["results"] == other["finetune"]["results"]
 
 
 def test_random_init_has_the_encoder_of_a_method_and_a_vit_is_dense_too():

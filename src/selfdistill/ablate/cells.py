@@ -26,6 +26,7 @@ from rich.console import Console
 
 from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
+from selfdistill.data.loader import cores
 from selfdistill.data.sources import open_source
 from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
@@ -92,7 +93,7 @@ def merged(cells: Iterable[Cell]) -> list[Cell]:
 
 def default_jobs() -> int:
     """As many runs at a time as there are cores to use; on a GPU they would share it: one."""
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else cores()
 
 
 def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
+from selfdistill.data.loader import cores
 from selfdistill.disk import write_whole
 from selfdistill.train.run import versions
 
@@ -152,7 +152,7 @@ def summary(records: Sequence[dict[str, Any]], command: str) -> str:
     overview += [_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims]
     parts = [
         "# What the papers claim, measured\n",
-        f"Written by `{command}` on {date.today()} ({os.cpu_count()} cores, PyTorch {versions()['torch']}); the figures are in "
+        f"Written by `{command}` on {date.today()} ({cores()} cores, PyTorch {versions()['torch']}); the figures are in "
         f"results/claims.json. Of {len(claims)} claims: {said}.",
         "A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md](lab.md)). At a small scale claims are "
         "about direction and order, not about the papers' figures, which stand in the last column.\n",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,6 +83,7 @@ def doctor() -> None:
 
     import torch
 
+    from selfdistill.data.loader import cores
     from selfdistill.data.sources import SOURCES, data_root
     from selfdistill.train.resolve import has_bf16
     from selfdistill.train.run import versions
@@ -91,8 +91,7 @@ def doctor() -> None:
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {
         **versions(),
-        "device": ", ".join(cuda)
-        or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "device": ", ".join(cuda) or f"CPU, {cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "bf16": "in hardware" if has_bf16() else "no: precision=auto means fp32",
         "data root": f"{data_root()} (set SELFDISTILL_DATA to move it)",
         "data sets": ", ".join(SOURCES),

@@ -25,15 +25,19 @@ def evaluate(
         ),
     ],
     protocol: Annotated[
-        str, typer.Option(help="knn, linear, logistic, finetune, semi, retrieval, clustering, robustness, dense; several with commas")
+        str,
+        typer.Option(
+            help="knn, linear, logistic, finetune, supervised, semi, retrieval, clustering, robustness, dense; several with commas"
+        ),
     ] = "knn",
     to: Annotated[str | None, typer.Option(help="another data set for the same backbones (transfer)")] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", help="knn: neighbours that vote; 10, 20, 100 and 200 if not given")] = None,
     temperature: Annotated[float | None, typer.Option(min=1e-6, help="knn: of the votes, 0.07 if not given")] = None,
 ) -> None:
     """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
-    from selfdistill.protocols import FILE, is_protocol_setting, measured, protocols_of
+    from selfdistill.protocols import is_protocol_setting, measured, protocols_of
     from selfdistill.protocols.subject import subject_of
+    from selfdistill.train.run import EVALUATION
 
     names = [word for word in what if "=" not in word or Path(word).is_dir()]
     settings = [word for word in what if word not in names]
@@ -54,7 +58,7 @@ def evaluate(
     console.print(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects), title=f"data={', '.join(data)}"))
     for subject in subjects:
         if subject.folder:
-            console.print(f"written to {subject.folder / FILE}", soft_wrap=True, highlight=False)
+            console.print(f"written to {subject.folder / EVALUATION}", soft_wrap=True, highlight=False)
 
 
 def _table(names: list[str], found: list[dict[str, Any]], spread: bool, title: str) -> Table:

@@ -1,4 +1,4 @@
-"""Commands that draw: picture, of a run; draw, of a method."""
+"""Commands that show: picture and report, of runs; draw, of a method."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def picture(
     out = writable(out or run / f"{what}.png")
     save(api.picture(what, *paths, size=size), out)
     console.print(f"{what}: {out}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; several are compared")],
+    out: Annotated[
+        Path | None, typer.Option(help="the file; report.html in the run folder, or here where there are several, if not given")
+    ] = None,
+) -> None:
+    """Write all that there is to see of a run as one HTML file: selfdistill report runs/a, or runs/a runs/b side by side."""
+    from selfdistill import api
+
+    console.print(f"report: {api.write_report(*runs, out=out)}", soft_wrap=True)
 
 
 @app.command()

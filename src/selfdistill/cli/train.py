@@ -29,6 +29,7 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out from its checkpoint")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="say where the time went, and write profile.json and trace.json")] = False,
     config: Annotated[Path | None, typer.Option(help="a recipe's YAML file in place of the method's own")] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="write report.html into the run folder at the end")] = True,
 ) -> None:
     """Pretrain METHOD on images: selfdistill pretrain simsiam data=path/to/images epochs=100."""
     from selfdistill import api
@@ -58,6 +59,18 @@ def pretrain(
         raise typer.Exit(said(KeyboardInterrupt("interrupted; --out DIR --resume goes on with a run that had begun"), 128 + SIGINT)) from e
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _summary(run)
+        if report:
+            _report(run)
+
+
+def _report(run: Run) -> None:
+    """A run that is done does not fail for want of a picture of it."""
+    from selfdistill import api
+
+    try:
+        console.print(f"report: {api.write_report(run)}", soft_wrap=True)
+    except Exception as e:  # whatever it is, the run is whole
+        console.print(f"no report ({e}): selfdistill report {run.path} tries again", soft_wrap=True, markup=False)
 
 
 def _summary(run: Run) -> None:
@@ -66,7 +79,8 @@ def _summary(run: Run) -> None:
     if s.get("knn_top1") is not None:
         beside = {"random init": s.get("knn_random_init"), "raw pixels": s.get("knn_raw_pixels")}
         others = ", ".join(f"{name} {value:.3f}" for name, value in beside.items() if value is not None)
-        console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {s['output_std']:.2f}", soft_wrap=True)
+        spread = "not finite" if s["output_std"] is None else f"{s['output_std']:.2f}"
+        console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {spread}", soft_wrap=True)
     if s.get("error_teacher") is not None:
         r = run.recipe
         console.print(

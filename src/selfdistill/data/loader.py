@@ -249,7 +249,7 @@ def _memory(*shape: int) -> Tensor:
 
 
 def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str) -> Iterator[Any]:
-    count = min(os.cpu_count() or 1, 16) if workers == "auto" else int(workers)
+    count = min(cores(), 16) if workers == "auto" else int(workers)
     loader = DataLoader(
         dataset,
         batch_sampler=todo,
@@ -260,6 +260,11 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
     )
     with workers_alive():
         yield from loader
+
+
+def cores() -> int:
+    """Those that this process may use: a container, a queue or taskset may leave fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -16,21 +16,21 @@ from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
 from selfdistill.protocols.subject import Subject
-from selfdistill.protocols.tuned import Finetune, Semi
+from selfdistill.protocols.tuned import Finetune, Semi, Supervised
+from selfdistill.train.run import EVALUATION, object_of
 
 PROTOCOLS: dict[str, type[Protocol]] = {
     "knn": KNN,
     "linear": Linear,
     "logistic": Logistic,
     "finetune": Finetune,
+    "supervised": Supervised,
     "semi": Semi,
     "retrieval": Retrieval,
     "clustering": Clustering,
     "robustness": Robustness,
     "dense": Dense,
 }
-
-FILE = "evaluation.json"
 
 
 def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str, Protocol]:
@@ -90,17 +90,13 @@ def measured(subject: Subject, name: str, protocol: Protocol) -> dict[str, Any]:
 
 
 def _write(subject: Subject, folder: Path, name: str, found: dict[str, Any]) -> None:
-    _merge(folder / FILE, {f"{name}@{subject.other}" if subject.other else name: found})
+    _merge(folder / EVALUATION, {f"{name}@{subject.other}" if subject.other else name: found})
     if name == "linear" and not subject.other and (folder / "summary.json").exists():
         _merge(folder / "summary.json", {"linear_top1": found["results"]["top1"]})
 
 
 def _merge(file: Path, entries: dict[str, Any]) -> None:
-    try:
-        there = json.loads(file.read_text()) if file.exists() else {}
-    except (OSError, ValueError) as e:
-        raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
-    write_whole(file, json.dumps({**there, **entries}, indent=2) + "\n")
+    write_whole(file, json.dumps({**object_of(file), **entries}, indent=2) + "\n")
 
 
 def mean_and_std(results: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:

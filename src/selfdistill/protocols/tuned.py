@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from selfdistill.evaluate.linear import held_out, linear_probe
 from selfdistill.parts.optim import AdamW
 from selfdistill.protocols.frozen import Count, Found, Protocol, Rates
 from selfdistill.protocols.subject import Subject
+from selfdistill.train.run import untrained
 from selfdistill.views.draw import balanced
 
 
@@ -41,6 +43,17 @@ class Finetune(Tuning):
     def measure(self, subject: Subject) -> Found:
         found = finetune.finetune_accuracy(_network(subject), *subject.pixels, epochs=self.epochs, **self.settings(subject))
         return Found({"top1": found.accuracy}, {"rate": found.rate})
+
+
+class Supervised(Finetune):
+    """The same network from random weights with all labels: what the labels alone give."""
+
+    epochs: Count = 30
+    rates: Rates = (0.03, 0.1, 0.3)
+
+    def measure(self, subject: Subject) -> Found:
+        _network(subject)
+        return super().measure(replace(subject, backbone=untrained(subject.recipe)))
 
 
 class Semi(Tuning):
@@ -79,5 +92,5 @@ def few_labels(labels: Tensor, total: int, seed: int) -> Tensor:
 
 def _network(subject: Subject) -> nn.Module:
     if not any(True for _ in subject.backbone.parameters()):
-        raise Misuse(f"{subject.name} has nothing to fine-tune: leave out finetune and semi")
+        raise Misuse(f"{subject.name} has nothing to fine-tune: leave out finetune, supervised and semi")
     return subject.backbone

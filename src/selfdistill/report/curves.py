@@ -63,7 +63,8 @@ def _lines(ax: Axes, runs: Mapping[str, Rows], key: str, title: str, floor: floa
             ax.plot(x, y, color=colour, lw=1.4, ls=DASHES[n // len(COLOURS) % len(DASHES)], **style)
             ends.append((name, colour, x[-1], y[-1]))
     if floor is not None:
-        ax.set_ylim(bottom=floor, top=max(ax.get_ylim()[1], floor + 0.05))
+        highest = max((row[key] for rows in runs.values() for row in rows if row.get(key) is not None), default=floor)
+        ax.set_ylim(bottom=floor, top=floor + max(1.08 * (highest - floor), 0.05))
     titled(ax, title, "epoch")
     if not ends:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=8, color=GREY)

@@ -26,12 +26,13 @@ def spectrum_figure(of: Mapping[str, Tensor]) -> Figure:
     figure, axes = panels(1, 1, (5.6, 3.2))
     ax, ends = axes[0, 0], []
     for n, (name, z) in enumerate(of.items()):
-        values = spectrum(z)
+        limit = min(len(z) - 1, z.shape[1])  # a direction is lost to the mean
+        values = spectrum(z)[:limit]
         share = (values / values[0]).clamp(min=1e-12)
         rank = torch.arange(1, len(share) + 1)
         colour = COLOURS[n % len(COLOURS)]
         ax.plot(rank, share, color=colour, lw=1.4, ls=DASHES[n % len(DASHES)])
-        ends.append((f"{name}\neffective rank {effective_rank(z):.0f} of {min(z.shape)}", colour, float(rank[-1]), float(share[-1])))
+        ends.append((f"{name}\neffective rank {effective_rank(z):.0f} of {limit}", colour, float(rank[-1]), float(share[-1])))
     ax.set_yscale("log")
     titled(ax, "Spectrum of the covariance", "rank", "eigenvalue / largest")
     label_ends(ax, ends)
@@ -101,7 +102,7 @@ def sphere_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str
         ax.plot_wireframe(np.cos(u) * np.sin(v), np.sin(u) * np.sin(v), np.cos(v), color=LIGHT, lw=0.3)
         eye = torch.tensor([np.cos(np.radians(turn)) * np.cos(0.35), np.sin(np.radians(turn)) * np.cos(0.35), np.sin(0.35)]).float()
         front = points @ eye > 0  # the far half would shine through
-        for name, rows, colour, marker in _classes(labels, classes, len(points)):
+        for name, rows, colour, marker in by_class(labels, classes, len(points)):
             x = points[rows & front]
             ax.scatter(*x.T, s=9, color=colour, marker=marker, label=name, depthshade=False, linewidths=0)
             if len(x) > 4 and labels is not None:
@@ -115,29 +116,31 @@ def sphere_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str
     return figure
 
 
-def map_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str] = (), method: str = "t-sne") -> Figure:
-    """z [N, D] in the plane by t-SNE (van der Maaten & Hinton 2008) or PCA, coloured and named by class."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+def plane_of(z: Tensor) -> np.ndarray[tuple[int, int], Any]:
+    """[N, 2]: l2-normalised z [N, D] in the plane, by t-SNE (van der Maaten & Hinton 2008). Raises `Misuse` where there is none."""
+    from sklearn.manifold import TSNE  # takes a second
 
     if not torch.isfinite(z).all():
         raise Misuse("the embeddings are not finite: there is no map of a run that diverged")
-    x = F.normalize(z, dim=-1).numpy()
-    if method == "t-sne":
-        xy = TSNE(init="pca", perplexity=min(30, max(2, len(x) // 4)), random_state=0).fit_transform(x)
-    else:
-        xy = PCA(2, random_state=0).fit_transform(x)
+    if len(z) < 5:
+        raise Misuse(f"{len(z)} images are too few for a map: 5 at least")
+    perplexity = min(30, max(2, len(z) // 4))
+    return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(F.normalize(z, dim=-1).numpy())
+
+
+def map_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str] = ()) -> Figure:
+    """z [N, D] in the plane, coloured and named by class."""
+    xy = plane_of(z)
     figure, axes = panels(1, 1, (5.2, 4.6))
     ax = axes[0, 0]
-    for name, rows, colour, marker in _classes(labels, classes, len(z)):
+    for name, rows, colour, marker in by_class(labels, classes, len(z)):
         of = xy[rows.numpy()]
         ax.scatter(*of.T, s=12, color=colour, marker=marker, linewidths=0, alpha=0.8)
         if labels is not None:
             box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85, "lw": 1}
             ax.annotate(name, np.median(of, 0), fontsize=8, weight="bold", ha="center", va="center", bbox=box)
     blank(ax)
-    how = "t-SNE" if method == "t-sne" else "First two principal directions"
-    titled(ax, f"{how} of {len(z)} images' l2-normalised features")
+    titled(ax, f"t-SNE of {len(z)} images' l2-normalised features")
     return figure
 
 
@@ -184,7 +187,7 @@ def _principal(z: Tensor, d: int) -> tuple[Tensor, str]:
     return F.normalize(found, dim=-1).unflatten(0, z.shape[:2]), said
 
 
-def _classes(labels: Tensor | None, classes: Sequence[str], n: int) -> list[tuple[str, Tensor, str, str]]:
+def by_class(labels: Tensor | None, classes: Sequence[str], n: int) -> list[tuple[str, Tensor, str, str]]:
     """(name, rows, colour, marker) of each class; one of all where there are no labels."""
     if labels is None:
         return [("", torch.ones(n, dtype=torch.bool), COLOURS[0], MARKERS[0])]

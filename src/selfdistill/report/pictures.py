@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from selfdistill.data.images import BadImage, Images, Pixels, read_image, spread
+from selfdistill.data.images import BadImage, Images, Pixels, printable, read_image, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Misuse
 from selfdistill.report import attention, curves, embeddings
@@ -25,61 +25,89 @@ IMAGES = 1_000
 """held-out images in a figure at most"""
 
 
-class Asked(NamedTuple):
-    """runs: most figures show the first. files: images in place of held-out ones. size: pixels of their shorter side, for a ViT."""
+class Look:
+    """A run and what it makes of held-out images, each thing computed once."""
 
-    runs: Sequence[Run]
+    def __init__(self, run: Run):
+        self.run = run
+
+    @cached_property
+    def images(self) -> Images:
+        """At most IMAGES held-out ones; training images where none are held out."""
+        return spread(self.run.source.test or self.run.source.train, IMAGES)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """[N, F]"""
+        return features_of(self.run.backbone, self.images, self.run.recipe)
+
+    @cached_property
+    def projections(self) -> Tensor:
+        """[2, N, D]: of two views of each image"""
+        return projections(self.run, self.images, 2)
+
+
+class Asked(NamedTuple):
+    """looks: most figures show the first. files: images in place of held-out ones. size: pixels of their shorter side, for a ViT.
+    near: training images among which neighbours are sought, at most; all if None."""
+
+    looks: Sequence[Look]
     files: Sequence[Path] = ()
     size: int | None = None
+    near: int | None = None
+
+    @property
+    def look(self) -> Look:
+        return self.looks[0]
 
     @property
     def run(self) -> Run:
-        return self.runs[0]
+        return self.look.run
 
 
 def training(asked: Asked) -> Figure:
     """loss, std and kNN over epochs, of one or several runs"""
-    return curves.training_curves(_rows(asked.runs))
+    return curves.training_curves(_rows(asked))
 
 
 def teacher(asked: Asked) -> Figure:
     """the targets' entropy and KL over epochs"""
-    return curves.teacher_curves(_rows(asked.runs))
+    return curves.teacher_curves(_rows(asked))
 
 
 def spectrum(asked: Asked) -> Figure:
     """eigenvalues of features and projections"""
     found: dict[str, Tensor] = {}
-    for name, run in _named(asked.runs).items():
-        images = _held_out(run)
-        found[f"{name} features"] = features_of(run.backbone, images, run.recipe)
-        found[f"{name} projections"] = projections(run, images, 2).flatten(0, 1)
+    for name, look in named(asked.looks).items():
+        found[f"{name} features"] = look.features
+        found[f"{name} projections"] = look.projections.flatten(0, 1)
     return embeddings.spectrum_figure(found)
 
 
 def hypersphere(asked: Asked) -> Figure:
     """alignment and uniformity on the circle, by class"""
-    images = _held_out(asked.run)
-    return embeddings.hypersphere_figure(projections(asked.run, images, 2), images.labels, images.classes)
+    look = asked.look
+    return embeddings.hypersphere_figure(look.projections, look.images.labels, look.images.classes)
 
 
 def sphere(asked: Asked) -> Figure:
     """the same on the sphere"""
-    images = _held_out(asked.run)
-    return embeddings.sphere_figure(projections(asked.run, images, 2), images.labels, images.classes)
+    look = asked.look
+    return embeddings.sphere_figure(look.projections, look.images.labels, look.images.classes)
 
 
 def classes_map(asked: Asked) -> Figure:
     """features in the plane, by t-SNE"""
-    images = _held_out(asked.run)
-    return embeddings.map_figure(features_of(asked.run.backbone, images, asked.run.recipe), images.labels, images.classes)
+    look = asked.look
+    return embeddings.map_figure(look.features, look.images.labels, look.images.classes)
 
 
 def neighbours(asked: Asked, k: int = 8, queries: int = 8) -> Figure:
     """images and their nearest training images"""
     run = asked.run
     bank = run.source.bank or run.source.train
-    images = spread(_held_out(run), queries)
+    bank = bank if asked.near is None else spread(bank, asked.near)
+    images = spread(asked.look.images, queries)
     if asked.files:
         images = Pixels(torch.stack([_square(run, f) for f in asked.files]))
     pixels = in_memory(images, run.recipe.views, run.recipe.workers).pixels
@@ -119,24 +147,20 @@ PICTURES: dict[str, Callable[[Asked], Figure]] = {
 }
 
 
-def _named(runs: Sequence[Run]) -> dict[str, Run]:
-    """By the folder's name, or its path where two share one."""
-    names = [run.path.resolve().name for run in runs]
-    return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)}
+def named(looks: Sequence[Look]) -> dict[str, Look]:
+    """By the run folder's name, or its path where two share one."""
+    names = [printable(look.run.path.resolve().name) for look in looks]
+    return {name if names.count(name) == 1 else printable(look.run.path): look for name, look in zip(names, looks, strict=True)}
 
 
-def _rows(runs: Sequence[Run]) -> dict[str, curves.Rows]:
-    return {name: run.metrics for name, run in _named(runs).items()}
-
-
-def _held_out(run: Run) -> Images:
-    return spread(run.source.test or run.source.train, IMAGES)
+def _rows(asked: Asked) -> dict[str, curves.Rows]:
+    return {name: look.run.metrics for name, look in named(asked.looks).items()}
 
 
 def _images(asked: Asked, count: int) -> list[Tensor]:
     """uint8 [C, H, W], sides a multiple of a patch: files with their ratio kept, or held-out images."""
     run, side = asked.run, attention.patch_side(asked.run.backbone)
-    held_out = () if asked.files else in_memory(spread(_held_out(run), count), run.recipe.views, run.recipe.workers).pixels
+    held_out = () if asked.files else in_memory(spread(asked.look.images, count), run.recipe.views, run.recipe.workers).pixels
     return [_fitted(image, asked.size or run.recipe.views.size, side) for image in (*map(partial(_read, run), asked.files), *held_out)]
 
 

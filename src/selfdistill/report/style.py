@@ -64,8 +64,13 @@ def writable(out: Path) -> Path:
     return out
 
 
+def rendered(figure: Figure, format: str, dpi: int = DPI) -> bytes:
+    """The figure as a file of that format, a suffix without its dot."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=format, dpi=dpi)
+    return buffer.getvalue()
+
+
 def save(figure: Figure, out: Path) -> None:
     """Writes the figure whole, in the format of `out`'s suffix. Raises `Misuse` for another, `Failure` where it cannot be written."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=writable(out).suffix[1:].lower(), dpi=DPI)
-    write_whole(out, buffer.getvalue())
+    write_whole(out, rendered(figure, writable(out).suffix[1:].lower()))

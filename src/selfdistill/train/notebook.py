@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from selfdistill.train.run import Run
@@ -16,16 +15,11 @@ WIDTH, HEIGHT = 220, 90
 
 def html(run: Run) -> str:
     """A table, and a curve for each of CURVES that was measured: SVG, so that it needs nothing beside it."""
-    r, rows = run.recipe, run.metrics
-    last: dict[str, Any] = {}
-    for row in rows:
-        last |= {k: v for k, v in row.items() if v is not None}
-    file = run.path / "summary.json"
-    last |= json.loads(file.read_text()) if file.exists() else {"because": "the run has not ended"}
+    r, rows, last = run.recipe, run.metrics, run.last
     facts = {
         "run": str(run.path),
         "method": f"{r.method} on {r.data}, {r.encoder.name}, {r.epochs} epochs, batch {r.batch_size}, seed {r.seed}",
-        "verdict": last.get("because"),
+        "verdict": last.get("because") if run.ended else "the run has not ended",
         "kNN top-1": last.get("knn_top1"),
         "random init": last.get("knn_random_init"),
         "linear top-1": last.get("linear_top1"),

@@ -10,7 +10,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse
 from selfdistill.parts.contrast import InfoNCE, Swapped
-from selfdistill.presets import preset_for, with_preset
+from selfdistill.presets import Changed, preset_for, with_preset
 from selfdistill.recipe import Recipe
 from selfdistill.train.loggers import check as check_loggers
 from selfdistill.train.run import labelled
@@ -19,7 +19,7 @@ REPAID = 10_000
 """steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
 
 
-def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[str]]:
+def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
     """(recipe, data, what the preset changed): the method's paper, then the data's preset, then the user's `changes`.
 
     `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where recipe and data do not fit.
@@ -32,7 +32,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
         preset = preset_for(len(source.train), source.train.channels, side)
     # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
-    recipe, lines = with_preset(base, preset) if preset != base.preset else (base, [])
+    recipe, changed = with_preset(base, preset) if preset != base.preset else (base, [])
     recipe = recipe.edit([*changes, f"preset={preset}"])
     if recipe.encoder.channels != source.train.channels:
         raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
@@ -51,7 +51,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         recipe = recipe.edit([f"compile={'on' if torch.cuda.is_available() and steps >= REPAID else 'off'}"])
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
-    return recipe, source, lines
+    return recipe, source, changed
 
 
 def _queues_fit(recipe: Recipe, images: int) -> None:

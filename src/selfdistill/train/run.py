@@ -25,7 +25,11 @@ from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.encoder import Backbone
 from selfdistill.recipe import FORMAT, Recipe
+from selfdistill.settings import yaml_of
 from selfdistill.train.weights import fill, tensors
+
+EVALUATION = "evaluation.json"
+"""of a run folder: what protocols found"""
 
 
 class Run:
@@ -60,10 +64,31 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The last value of each metric. Raises `Misuse` while the run has not ended."""
-        file = self.path / "summary.json"
-        if not file.exists():
+        if not self.ended:
             raise Misuse(f"{self.path}: the run has not ended: selfdistill pretrain {self.recipe.method} --out {self.path} --resume")
-        return json.loads(file.read_text())
+        return object_of(self.path / "summary.json")
+
+    @property
+    def ended(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last value of each metric, also of a run that has not ended."""
+        found: dict[str, Any] = {}
+        for row in self.metrics:
+            found |= {name: value for name, value in row.items() if value is not None}
+        return found | object_of(self.path / "summary.json")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What the run was made with."""
+        return yaml_of((self.path / "recipe.yaml").read_text()).get("versions") or {}
+
+    @property
+    def evaluation(self) -> dict[str, dict[str, Any]]:
+        """What each protocol that was asked found (`protocols.measured`). Raises `Misuse` for a file that is damaged."""
+        return object_of(self.path / EVALUATION)
 
     @cached_property
     def source(self) -> Source:
@@ -161,6 +186,17 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{p: version(p) for p in ("selfdistill", "torch", "torchvision", "timm", "numpy", "pillow")},
     }
+
+
+def object_of(file: Path) -> dict[str, Any]:
+    """The object of a JSON file; none where there is no file. Raises `Misuse` where it cannot be read as one."""
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError) as e:
+        raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
+    if not isinstance(found, dict):
+        raise Misuse(f"{file}: is no JSON object: move it away, and it is made anew")
+    return found
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:

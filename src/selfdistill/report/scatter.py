@@ -1,0 +1,77 @@
+"""A map of images for a page: each a point that shows its picture when it is pointed at."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from selfdistill.data.images import Encoded
+from selfdistill.data.loader import in_memory
+from selfdistill.report.embeddings import by_class, plane_of, shown
+from selfdistill.report.pictures import Look
+
+POINTS = 500
+"""at most: their thumbnails are some 600 kB, and a page stays quick"""
+COLUMNS, TILE = 25, 48
+"""of the sheet of thumbnails: images in a row; pixels of one"""
+SIDE, MARGIN, LETTER = 600, 30, 9
+"""of the map, in its own units; LETTER: the width of one of a class's name"""
+
+
+class Point(NamedTuple):
+    """x, y: of the map. words: class and file."""
+
+    x: float
+    y: float
+    colour: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """names: of the classes, at the median of their points. sheet: a JPEG of all thumbnails, in the order of the points."""
+
+    points: list[Point]
+    names: list[Point]
+    sheet: bytes
+    columns: int = COLUMNS
+    tile: int = TILE
+    side: int = SIDE
+    kind: ClassVar[str] = "scatter"
+
+
+def scatter_of(look: Look) -> Scatter:
+    """Of at most POINTS held-out images of a run. Raises `Misuse` where there is no map."""
+    rows = torch.linspace(0, len(look.images) - 1, min(POINTS, len(look.images))).round().long()
+    images, run = look.images.pick(rows), look.run
+    xy = plane_of(look.features[rows])
+    low, high = xy.min(0), xy.max(0)
+    xy = MARGIN + (xy - low) / (high - low).clip(min=1e-9) * (SIDE - 2 * MARGIN)
+    where = [images.path(i) for i in range(len(images))] if isinstance(images, Encoded) else [f"image {i}" for i in rows.tolist()]
+    colours, words, names = [""] * len(images), list(where), []
+    for name, members, colour, _ in by_class(images.labels, images.classes, len(images)):
+        for i in members.nonzero()[:, 0].tolist():
+            colours[i], words[i] = colour, f"{name}: {where[i]}" if name else where[i]
+        if name:
+            x, y = np.median(xy[members.numpy()], 0).tolist()
+            wide = LETTER * len(name) / 2
+            names.append(Point(min(max(x, wide), SIDE - wide), y, colour, name))
+    points = [Point(x, y, colour or "#8C8C8C", said) for (x, y), colour, said in zip(xy.tolist(), colours, words, strict=True)]
+    return Scatter(points, names, _sheet(in_memory(images, run.recipe.views, run.recipe.workers).pixels))
+
+
+def _sheet(pixels: torch.Tensor) -> bytes:
+    """uint8 images [N, C, H, W] as one JPEG of tiles."""
+    made = Image.new("RGB", (COLUMNS * TILE, -(-len(pixels) // COLUMNS) * TILE))
+    for n, image in enumerate(pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]):
+        tile = Image.fromarray(shown(image)).convert("RGB")
+        how = Image.Resampling.NEAREST if max(tile.size) < TILE else Image.Resampling.LANCZOS
+        made.paste(tile.resize((TILE, TILE), how), (n % COLUMNS * TILE, n // COLUMNS * TILE))
+    buffer = io.BytesIO()
+    made.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
