@@ -159,8 +159,11 @@ def untrained(recipe: Recipe) -> Backbone:
 
 def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False) -> Tensor:
     """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    return features(network, plain_batches(images, recipe.views, device, recipe.workers), bf16)
+    return features(network, plain_batches(images, recipe.views, device_of(network), recipe.workers), bf16)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:
