@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,11 @@ from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
 from selfdistill.methods import METHODS
+from selfdistill.own import ingredient, use
 from selfdistill.parts.loss import LOSSES as losses
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
 from selfdistill.recipe import Recipe, diff, under
+from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
@@ -44,12 +45,14 @@ __all__ = [
     "Misuse",
     "Recipe",
     "Run",
+    "Spec",
     "alternate",
     "diagnosis_of",
     "diff",
     "duplicates",
     "embed_to",
     "export_run",
+    "ingredient",
     "load",
     "losses",
     "measure",
@@ -58,6 +61,7 @@ __all__ = [
     "predictor_gap",
     "pretrain",
     "recipe_of",
+    "use",
     "write_report",
 ]
 
@@ -80,11 +84,7 @@ def recipe_of(name: str) -> Recipe:
 
 def _defined_in(path: Path) -> Recipe:
     """The recipe that a Python file of the user's own defines, one and no more."""
-    try:
-        scope = runpy.run_path(str(path))
-    except Exception as e:  # whatever the user's code raises
-        raise Misuse(f"{path}: {type(e).__name__}: {e}") from e
-    found = {n: v for n, v in scope.items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
+    found = {n: v for n, v in vars(use(path)).items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
     if len(found) != 1:
         raise Misuse(f"{path}: defines {', '.join(found) or 'no recipe'}: it must define one, MINE = sd.METHODS['byol'].edit([...])")
     return next(iter(found.values()))
