@@ -130,8 +130,7 @@ def pretrain(
         console.print(note, soft_wrap=True)
     if changed:
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
-        for field in changed:
-            console.print(f"  {field}", soft_wrap=True, highlight=False)
+        console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
     return loop.pretrain(recipe, source, path, False, module, console, profile)
 
 
@@ -230,6 +229,7 @@ def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
     """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: run folders, and image files in place of held-out
     images. size: pixels of the images' shorter side, for what a ViT sees."""
     from selfdistill.report.pictures import PICTURES, Asked, Look  # matplotlib takes a second
+    from selfdistill.report.style import rendered
 
     if what not in PICTURES:
         raise Misuse(f"picture {what}: allowed: {', '.join(PICTURES)}.{did_you_mean(what, PICTURES)}")
@@ -237,7 +237,9 @@ def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
     looks = [Look(load(p)) for p in map(Path, paths) if not p.is_file()]
     if not looks:
         raise Misuse(f"picture {what}: name a run folder")
-    return PICTURES[what](Asked(looks, files, size))
+    figure: Any = PICTURES[what](Asked(looks, files, size))
+    figure._repr_png_ = lambda: rendered(figure, "png", 90)  # what a notebook shows; else only figures of pyplot's are drawn there
+    return figure
 
 
 def write_report(*runs: str | Path | Run, out: str | Path | None = None) -> Path:

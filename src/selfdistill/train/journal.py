@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from selfdistill.disk import write_whole
 from selfdistill.errors import Failure
 from selfdistill.train.loggers import Logger, in_short
+from selfdistill.train.notebook import Live
 from selfdistill.train.run import rows_of
 
 
@@ -41,9 +42,10 @@ class Journal:
             TextColumn("{task.fields[said]}"),
             console=console,
             refresh_per_second=2,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_jupyter,  # there it would need widgets
         )
         self.task = self.bar.add_task("", total=total, completed=step, epoch=0, said="")
+        self.live = Live(step, total, kept) if console.is_jupyter else None
         self.bar.start()
 
     def log(self, row: dict[str, Any], aloud: bool = False) -> None:
@@ -67,7 +69,9 @@ class Journal:
         shown = {"loss": "loss {:.3f}", "output_std": "std {:.2f}", "knn_top1": "kNN {:.3f}", "images_per_second": "{:.0f} images/s"}
         said = "  ".join(form.format(self.last[key]) for key, form in shown.items() if self.last.get(key) is not None)
         self.bar.update(self.task, completed=row["step"], epoch=f"{row['epoch']:.1f}", said=said)
-        if aloud and not self.console.is_terminal:
+        if self.live:
+            self.live.show(row, said)
+        elif aloud and not self.console.is_terminal:
             self.say(f"epoch {row['epoch']:.0f}  step {row['step']}  {said}  {row.get('verdict', '')}")
 
     def say(self, sentence: str) -> None:
@@ -75,6 +79,8 @@ class Journal:
 
     def close(self) -> None:
         self.bar.stop()
+        if self.live:
+            self.live.show(None, self.last.get("because", ""))
         with suppress(OSError):  # a full disk, which was said before
             self.lines.close()
         for logger in self.loggers:
