@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from selfdistill.parts.loss import Term
 from selfdistill.parts.schedule import Schedule
@@ -31,7 +32,8 @@ class Box:
 
     @property
     def lines(self) -> list[str]:
-        return textwrap.wrap(self.words, CHARS)
+        held = re.sub(r"(\S+) (of|to) (?=\d)", "\\1\u00a0\\2\u00a0", self.words)  # "6 of 96" stays on one line
+        return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, CHARS)]
 
     @property
     def high(self) -> int:
@@ -65,8 +67,10 @@ class Picture:
 def picture(r: Recipe, title: str = "") -> Picture:
     """Student above, teacher below, both of one image, and the loss where they meet."""
     own, memory = r.teacher.own_weights, r.teacher.kind == "expectation"
-    said, answered = _ops(next((t for t in r.terms.values() if t.on == "cls" and t.loss.kind != "labels"), None))
-    heads = [("g", "projector g", _projector(r))] if r.projector else []
+    terms = {name: t for name, t in r.terms.items() if t.weight.base}
+    asked = any(t.loss.kind != "labels" for t in terms.values())  # else nobody asks the teacher
+    said, answered = _ops(next((t for t in terms.values() if t.on == "cls" and t.loss.kind != "labels"), None))
+    heads = [("g", "projector g", _projectors(r))] if r.projector else []
     student = [("views", "views of x", _views(r, "student")), ("f", "encoder f", r.encoder.name.removeprefix("timm:")), *heads]
     teacher = [("views2", "views of x", _views(r, "teacher"))]
     teacher += [(f"{key}2", name + "'" * own, "" if own else "the student's own") for key, name, _ in student[1:]]
@@ -76,9 +80,9 @@ def picture(r: Recipe, title: str = "") -> Picture:
     student += [("said", "prediction", said)] if said else []
     teacher += [("target", "target", answered)] if answered else []
     # Whether a gradient comes back on the teacher's side: through weights that are the student's, unless it is stopped.
-    through = not (own or memory or r.stop_gradient)
+    through = asked and not (own or memory or r.stop_gradient)
     learn = {"f", "g"} | ({"f2", "g2"} if through else set())
-    learn |= {"said"} if any(t.loss.kind == "swapped" for t in r.terms.values()) else set()  # the prototypes
+    learn |= {"said"} if any(t.loss.kind == "swapped" for t in terms.values()) else set()  # the prototypes
     learn |= {"h"} if r.predictor and r.predictor.kind not in CLOSED and r.predictor.trainable else set()
 
     made = Picture(title or r.method, {"x": Box("image x", "", 0, "middle")})
@@ -86,14 +90,16 @@ def picture(r: Recipe, title: str = "") -> Picture:
     for row, chain in (("student", student), ("teacher", teacher)):
         for column, (key, name, words) in enumerate(chain, first[row]):
             made.boxes[key] = Box(name, words, column, row, key in learn)
-        keys = [*([] if memory and row == "teacher" else ["x"]), *(key for key, *_ in chain), "loss"]
+        ends = ["loss"] * (row == "student" or asked)
+        keys = [*([] if memory and row == "teacher" else ["x"]), *(key for key, *_ in chain), *ends]
         for start, end in pairwise(keys):
             back = start not in ("x", "views", "views2") and (row == "student" or through)
             stop = row == "teacher" and end == "loss" and r.stop_gradient
             made.arrows.append(Arrow(start, end, back, stop, words="stop-gradient" if stop else ""))
-    last = 1 + max(box.column for box in made.boxes.values())
-    made.boxes["loss"] = Box("loss", "; ".join(_loss(name, t) for name, t in r.terms.items()), last, "middle")
-    if any(t.loss.kind == "labels" for t in r.terms.values()):
+    labels = any(t.loss.kind == "labels" for t in terms.values())
+    last = 1 + max(box.column for box in made.boxes.values()) + (labels and not said)  # not under a network, whose weights are copied
+    made.boxes["loss"] = Box("loss", "; ".join(_loss(t) for t in terms.values()), last, "middle")
+    if labels:
         made.boxes["y"] = Box("labels y", f"of {r.labels} images" if isinstance(r.labels, int) else "of some images", last - 1, "middle")
         made.arrows.append(Arrow("y", "loss"))
     if memory:
@@ -107,23 +113,30 @@ def picture(r: Recipe, title: str = "") -> Picture:
 
 def svg(made: Picture) -> str:
     """A picture that needs nothing else: no script, no style sheet, any font without serifs."""
-    width = max(box.middle[0] for box in made.boxes.values()) + WIDE / 2 + 20
+    width = max(720, max(box.middle[0] for box in made.boxes.values()) + WIDE / 2 + 20)
+    title = textwrap.wrap(made.title, int(width / 10)) or [""]
+    above = 24 * (len(title) - 1)  # lines of a long title go above the picture
+    high = 405 + above
     drawn = [_arrow(made, arrow) for arrow in made.arrows] + [_box(box) for box in made.boxes.values()]
     legend = (
         f'<line x1="20" y1="385" x2="60" y2="385" stroke="{LEARNS}" stroke-width="2.5"/>'
         f"{_words(68, 389, 'the gradient flows back; a blue frame learns by it', 12, 'start', QUIET)}"
-        f'<line x1="370" y1="385" x2="410" y2="385" stroke="{QUIET}" stroke-width="1.5" stroke-dasharray="6 4"/>'
-        f"{_words(418, 389, 'weights or projections are copied, no gradient', 12, 'start', QUIET)}"
     )
+    if any(arrow.kind == "copy" for arrow in made.arrows):
+        legend += (
+            f'<line x1="370" y1="385" x2="410" y2="385" stroke="{QUIET}" stroke-width="1.5" stroke-dasharray="6 4"/>'
+            f"{_words(418, 389, 'weights or projections are copied, no gradient', 12, 'start', QUIET)}"
+        )
     ends = "".join(
         f'<marker id="{name}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto-start-reverse" '
         f'markerUnits="userSpaceOnUse"><path d="M0 0L10 5L0 10z" fill="{colour}"/></marker>'
         for name, colour in (("ink", INK), ("quiet", QUIET), ("learns", LEARNS))
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 720):.0f} 405" width="{max(width, 720):.0f}" height="405" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-above} {width:.0f} {high}" width="{width:.0f}" height="{high}" '
         f'font-family="Helvetica, Arial, sans-serif" role="img"><title>{escape(made.title)}</title><defs>{ends}</defs>'
-        f'<rect width="100%" height="100%" fill="white"/>{_words(20, 32, made.title, 18, "start", INK, bold=True)}'
+        f'<rect y="{-above}" width="100%" height="100%" fill="white"/>'
+        + "".join(_words(20, 32 - above + 24 * n, line, 18, "start", INK, bold=True) for n, line in enumerate(title))
         + "".join(_words(20, ROWS[row] - 4, row, 13, "start", QUIET) for row in ("student", "teacher"))
         + "".join(drawn)
         + legend
@@ -159,11 +172,14 @@ def _views(r: Recipe, who: str) -> str:
         words += ", augmented differently"
     if who == "student" and v.locals:
         words += f", {v.locals.count} of {v.locals.size}"
-    return words + (", patches masked" if who == "student" and v.masks else "")
+    return words + (", patches masked" if who == "student" and v.masks and v.masks.probability else "")
 
 
-def _projector(r: Recipe) -> str:
-    g = r.projector
+def _projectors(r: Recipe) -> str:
+    return _projector(r.projector) + (f"; of patches {_projector(r.patch_projector)}" if r.patch_projector else "")
+
+
+def _projector(g: Any) -> str:
     if g is None or not hasattr(g, "hidden"):  # one of the user's own says its kind
         return f"{g.kind} {g.out}" if g else ""
     widths = "-".join(map(str, (*g.hidden, g.out)))
@@ -194,7 +210,7 @@ def _ops(term: Term | None) -> tuple[str, str]:
     return ("softmax", "softmax") if loss.kind == "consistency" else ("", "")
 
 
-def _loss(name: str, term: Term) -> str:
+def _loss(term: Term) -> str:
     loss = term.loss
     words = {
         "cosine": "minus cosine",
@@ -269,7 +285,7 @@ def _arrow(made: Picture, arrow: Arrow) -> str:
             f'<line x1="{top[0] + dx:.0f}" y1="{top[1]:.0f}" x2="{end[0] + dx:.0f}" y2="{end[1]:.0f}" stroke="{QUIET}" stroke-width="1.5"/>'
             for dx in (-2.5, 2.5)
         )
-        return beside + (_words(x + 10, (y1 + y2) / 2 + 4, arrow.words, 12, "start", QUIET) if arrow.words else "")
+        return beside + (_words(x - 10, (y1 + y2) / 2 + 4, arrow.words, 12, "end", QUIET) if arrow.words else "")
     if arrow.stop:  # two strokes across the arrow
         level = (y + points[-2][1]) / 2
         beside = "".join(
@@ -277,6 +293,6 @@ def _arrow(made: Picture, arrow: Arrow) -> str:
             for dy in (-3, 3)
         ) + _words(x - 14, level + 4, arrow.words, 12, "end")
     elif arrow.words:
-        beside = _words(x + 10, (y1 + y2) / 2 + 4, arrow.words, 12, "start", QUIET)
+        beside = _words(x - 10, (y1 + y2) / 2 + 4, arrow.words, 12, "end", QUIET)
     dashes = ' stroke-dasharray="6 4"' if arrow.kind == "copy" else ""
     return f'<path {path}{dashes} marker-end="url(#{name})"/>{beside}'
