@@ -14,9 +14,11 @@ import pytest
 import typer
 
 import mkdocs_facts
+from selfdistill import own
 from selfdistill.ablate.edits import without
 from selfdistill.cli import app
 from selfdistill.methods import METHODS
+from selfdistill.parts.loss import LOSSES
 from selfdistill.presets import with_preset
 from selfdistill.recipe import Recipe
 
@@ -63,11 +65,13 @@ def words_of(text: str) -> Iterator[list[str]]:
             yield [word for word in words[1:] if word not in ("&", "$@")]  # the shell's own
 
 
-def check(words: list[str]) -> None:
-    """Raises where the command, an option, the method or a setting is wrong."""
+def check(words: list[str], folder: Path = ROOT) -> None:
+    """Raises where the command, an option, the method or a setting is wrong. folder: where the files that --use names are."""
     name, *args = words
     assert name in COMMANDS.commands, f"no command {name}"
     given = COMMANDS.commands[name].make_context(name, args).params
+    for file in given["use"] or []:
+        own.use(folder / file)
     settings = list(given.get("settings") or [])
     methods = [given[key] for key in ("method", "a", "b") if given.get(key)]
     for method in methods or (["simsiam"] if settings else []):
@@ -84,6 +88,14 @@ def edited(recipe: Recipe, settings: list[str], left_out: list[str]) -> Recipe:
     return recipe.edit(without(recipe, left_out))
 
 
+@pytest.fixture(autouse=True)
+def nothing_of_ones_own():
+    """What a page's files add to the slots is gone after it."""
+    yield
+    for kinds in (*own.OWN.values(), own.FILES, LOSSES):
+        kinds.clear()
+
+
 @pytest.mark.parametrize("block", by_place(PYTHON))
 def test_python_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -91,9 +103,12 @@ def test_python_runs(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("block", by_place([block for block in SHELL if list(words_of(block.text))]))
-def test_command_lines_parse(block):
+def test_command_lines_parse(block, tmp_path):
+    for file in PYTHON:
+        if title := re.match(r'title="(\w+\.py)"', file.info):
+            (tmp_path / title[1]).write_text(file.text)
     for words in words_of(block.text):
-        check(words)
+        check(words, tmp_path)
 
 
 @pytest.mark.parametrize("block", by_place([block for block in SHELL if re.search(r"^make ", block.text, re.MULTILINE)]))

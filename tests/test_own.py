@@ -10,7 +10,9 @@ import torch.nn.functional as F
 import yaml
 
 import selfdistill as sd
+from selfdistill import own, settings
 from selfdistill.parts.loss import LOSSES, MSE
+from selfdistill.parts.schedule import Schedule
 from tests.conftest import TINY
 
 FILE = """
@@ -120,3 +122,212 @@ def test_what_a_notebook_shows(tiny_run):
     assert len(curves) == 3
     assert f"loss: {rows[0]:.3g} to {rows[-1]:.3g}" in curves[0].find("text").text
     assert len(curves[0].find("polyline").get("points").split()) == len(rows)
+
+
+SLOTS = '''
+"""One ingredient for each slot, each doing what one of the package does."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+import selfdistill as sd
+from selfdistill.parts.head import Width
+from selfdistill.parts.loss import Pairwise
+from selfdistill.parts.predictor import Learned
+from selfdistill.parts.schedule import Schedule
+from selfdistill.parts.target import SoftmaxTarget
+from selfdistill.parts.teacher import Copy
+
+
+@sd.ingredient("teacher")
+class Swing(sd.Spec):
+    kind: Literal["swing"] = "swing"
+    low: float = Field(0.9, ge=0, le=1)
+    taus: Schedule = Schedule(base=0.5)
+    own_weights: ClassVar[bool] = True
+
+    def build(self, student, dim, images):
+        return Swinging(student, self)
+
+
+class Swinging(Copy):
+    def __init__(self, student, spec):
+        super().__init__(student)
+        self.low = spec.low
+
+    def update(self, student, progress):
+        self.follow(student, self.low if progress.step % 2 else 1.0)
+
+
+@sd.ingredient("predictor")
+class Diagonal(sd.Spec):
+    kind: Literal["diagonal"] = "diagonal"
+    trainable: bool = True
+
+    def build(self, dim):
+        return Learned(Scale(dim))
+
+
+class Scale(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, z):
+        return z * self.scale
+
+
+@sd.ingredient("projector")
+class Flat(sd.Spec):
+    kind: Literal["flat"] = "flat"
+    out: Width = 16
+
+    def build(self, features):
+        return nn.Linear(features, self.out)
+
+
+@sd.ingredient("target")
+class Hard(sd.Spec):
+    kind: Literal["hard"] = "hard"
+    temperature: Schedule = Schedule(base=0.1)
+
+    def build(self, dim):
+        return SoftmaxTarget(self.temperature)
+
+
+@sd.ingredient("loss")
+class Manhattan(sd.Spec):
+    kind: Literal["manhattan"] = "manhattan"
+    scale: float = 1.0
+
+    def __call__(self, p, t):
+        return self.scale * (p - t).abs().sum(-1).mean()
+
+    def build(self, dim, targets=2):
+        return Pairwise(self)
+
+
+@sd.ingredient("optimizer")
+class Plain(sd.Spec):
+    kind: Literal["plain"] = "plain"
+
+    def build(self, groups):
+        return torch.optim.SGD(groups, lr=0.0)
+'''
+SMALL = ["encoder=resnet-small", "encoder.options={widths: [8, 16]}", "epochs=1", "batch_size=256", "log_every=1", "precision=fp32"]
+MINE = ["teacher=swing", "low=0.8", "taus.end=0.1", "predictor=diagonal", "projector=flat", "out=12", "optimizer=plain"]
+MINE += ["terms.views.loss=cross-entropy", "terms.views.loss.target=hard"]
+
+
+@pytest.fixture
+def mine(call, tmp_path, monkeypatch):
+    """A folder with mine.py, in a process that has not loaded it; `call` as if in another process each time."""
+    monkeypatch.setattr(own, "OWN", {slot: {} for slot in own.SLOTS})
+    monkeypatch.setattr(settings, "OWN", own.OWN)
+    monkeypatch.setattr(own, "FILES", [])
+    (tmp_path / "mine.py").write_text(SLOTS)
+
+    def fresh(*args):
+        for kinds in own.OWN.values():
+            kinds.clear()
+        own.FILES.clear()
+        return call(*args)
+
+    return fresh
+
+
+def test_an_ingredient_for_each_slot_from_a_file_named_with_use(mine, tmp_path):
+    code, _, err = mine("pretrain", "simsiam", "--use", "mine.py", "data=digits", *MINE, *SMALL, "--out", "run")
+    assert code == 0, err
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert saved["teacher"] == {"kind": "swing", "low": 0.8, "taus": Schedule(base=0.5, end=0.1).model_dump()}
+    assert saved["terms"]["views"]["loss"]["target"]["kind"] == "hard"
+    assert "class " not in (tmp_path / "run" / "recipe.yaml").read_text()
+    for words in (["evaluate", "run"], ["diagnose", "run"], ["export", "run", "--format", "safetensors"], ["embed", "run", "digits"]):
+        words += ["--out", f"{words[0]}.npy"] * (words[0] == "embed")
+        code, _, err = mine(*words)
+        assert code == 2
+        assert "teacher: kind=swing: there are shared, ema, snapshot, expectation. If it is of your own, give --use FILE" in err
+        assert "optimizer: kind=plain" in err
+        code, _, err = mine(*words, "--use", "mine.py")
+        assert code == 0, err
+    assert mine("pretrain", "--out", "run", "--resume")[0] == 2
+    assert mine("pretrain", "--out", "run", "--resume", "--use", "mine.py")[0] == 0
+    code, out, _ = mine("diff", "run", "byol", "--use", "mine.py")
+    assert code == 0
+    assert "teacher.taus.base" in out
+    for words in (["show", "run"], ["draw", "run"]):
+        code, out, err = mine(*words, "--use", "mine.py")
+        assert code == 0, err
+        assert "diagonal" in out
+
+
+def test_the_lab_loads_the_file_in_its_processes(mine, tmp_path):
+    asked = ["data=digits", "teacher=swing", *SMALL, "--edits", "predictor", "--use", "mine.py", "--out", "lab"]
+    code, out, err = mine("ablate", "simsiam", *asked)
+    assert code == 0, out + err
+    code, out, _ = mine("ablate", "simsiam", *asked)
+    assert "2 runs, 2 of them done" in out
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# another teacher, perhaps\n")
+    code, out, _ = mine("ablate", "simsiam", *asked, "--plan")
+    assert "2 runs, 0 of them done" in out
+
+
+def test_a_wrong_value_of_ones_own(mine):
+    for words, said in (
+        (["teacher=swing", "low=2"], "teacher.low=2: Input should be less than or equal to 1"),
+        (["teacher=swing", "high=1"], "high: unknown key"),
+        (["teacher=swnig"], "Did you mean swing?"),
+        (["teacher=swing", "stop_gradient=false"], "stop_gradient=false with teacher=swing"),
+        (["terms.views.loss.target=hard"], "has no fields"),
+    ):
+        code, _, err = mine("show", "simsiam", *words, "--use", "mine.py")
+        assert code == 2
+        assert said in err
+        assert len(err.strip().splitlines()) == 1
+    assert "give --use FILE" in mine("show", "simsiam", "teacher={kind: swing}")[2]
+
+
+def test_from_python(mine, tmp_path, tiny_source):
+    sd.use(tmp_path / "mine.py")
+    recipe = sd.METHODS["simsiam"].edit(["terms.views.loss=manhattan", "terms.views.loss.scale=0.5", "predictor=diagonal"])
+    assert recipe.edit([]) == recipe
+    p, t = torch.randn(2, 2, 8, 4).unbind(0)
+    loss = recipe.terms["views"].loss.build(4)(p, t, [(0, 1)], None)
+    assert loss == pytest.approx(float(0.5 * (p[0] - t[1]).abs().sum(1).mean()))
+    run = sd.pretrain(recipe, data=tiny_source, out=tmp_path / "run", **{k: v for k, v in TINY.items() if not k.startswith("predictor")})
+    assert run.knn() > 0.5
+    state = torch.load(run.checkpoint, weights_only=True)["model"]
+    assert not torch.equal(state["predictor.0.scale"], torch.ones(16))
+    assert sd.load(run.path).recipe.predictor == recipe.predictor
+
+
+@pytest.mark.parametrize(
+    ("slot", "lines", "said"),
+    [
+        ("techer", "kind: str = 'x'", "Did you mean teacher?"),
+        ("teacher", "kind: str = 'x'\n    def build(self): ...", "a teacher has own_weights too"),
+        ("teacher", "kind: str = 'ema'\n    own_weights: bool = True\n    def build(self): ...", "teacher=ema is the package's own"),
+        ("optimizer", "def build(self, groups): ...", "says its kind"),
+        ("optimizer", "kind: str = 'x'\n    momentum: float\n    def build(self, groups): ...", "has a default"),
+    ],
+)
+def test_what_can_fill_no_slot_is_refused(mine, tmp_path, slot, lines, said):
+    (tmp_path / "bad.py").write_text(f"import selfdistill as sd\n@sd.ingredient('{slot}')\nclass X(sd.Spec):\n    {lines}\n")
+    code, _, err = mine("show", "simsiam", "--use", "bad.py")
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_file_that_is_not_there(mine):
+    for name, said in (("absent.py", "FileNotFoundError"), ("mine.txt", "not a .py file")):
+        code, _, err = mine("show", "simsiam", "--use", name)
+        assert code == 2
+        assert said in err

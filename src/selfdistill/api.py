@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import runpy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -19,19 +17,20 @@ from selfdistill.data.embeddings import FORMATS, read_embeddings
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Failure, Misuse, did_you_mean
-from selfdistill.export import deliver
-from selfdistill.export.embeddings import embed as embed_to
-from selfdistill.export.neighbours import duplicates, neighbours
+from selfdistill.export import deliver, embeddings
+from selfdistill.export import neighbours as near
 from selfdistill.methods import METHODS
+from selfdistill.own import ingredient, use
 from selfdistill.parts.loss import LOSSES as losses
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
-from selfdistill.protocols.subject import subject_of
 from selfdistill.recipe import Recipe, diff, under
+from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
 from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
+from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of
 from selfdistill.train.trained import predictor_gap
 
 if TYPE_CHECKING:
@@ -46,12 +45,14 @@ __all__ = [
     "Misuse",
     "Recipe",
     "Run",
+    "Spec",
     "alternate",
     "diagnosis_of",
     "diff",
     "duplicates",
     "embed_to",
     "export_run",
+    "ingredient",
     "load",
     "losses",
     "measure",
@@ -60,6 +61,7 @@ __all__ = [
     "predictor_gap",
     "pretrain",
     "recipe_of",
+    "use",
     "write_report",
 ]
 
@@ -82,11 +84,7 @@ def recipe_of(name: str) -> Recipe:
 
 def _defined_in(path: Path) -> Recipe:
     """The recipe that a Python file of the user's own defines, one and no more."""
-    try:
-        scope = runpy.run_path(str(path))
-    except Exception as e:  # whatever the user's code raises
-        raise Misuse(f"{path}: {type(e).__name__}: {e}") from e
-    found = {n: v for n, v in scope.items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
+    found = {n: v for n, v in vars(use(path)).items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
     if len(found) != 1:
         raise Misuse(f"{path}: defines {', '.join(found) or 'no recipe'}: it must define one, MINE = sd.METHODS['byol'].edit([...])")
     return next(iter(found.values()))
@@ -156,26 +154,76 @@ def diagnosis_of(
 ) -> Diagnosis:
     """The verdict, since when it holds and why, and the metrics behind it.
 
-    what: a run's folder (diagnosis.json is written there), embeddings [N, D] or their file (.npy, .parquet), or timm:NAME. settings:
-    "key=value" of the recipe that timm:NAME is built and its images are read by, data= among them. labels: of embeddings [N].
-    pretrained: timm's weights instead of random ones. augmentations: of each image, for a run's predictor.
+    what: a run's folder (diagnosis.json is written there), embeddings [N, D] or their file (.npy, .parquet), or what else `measure` takes;
+    of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of random
+    ones. augmentations: of each image, for a run's predictor.
     """
     if isinstance(what, Tensor):
         return diagnosis.of_embeddings(what, labels if isinstance(labels, Tensor) else None)
-    name, path = str(what), Path(what)
-    if name.startswith("timm:"):
-        recipe, source, _ = resolve(METHODS["simsiam"], ["batch_size=2", f"encoder={name}", *settings])  # the views are the preset's
-        if pretrained:
-            recipe = recipe.edit([f"encoder.options={ {**recipe.encoder.options, 'pretrained': True} }"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            backbone = recipe.encoder.build(recipe.views.size)
-        return diagnosis.of_backbone(backbone, source.test or source.train, recipe)
-    if settings or pretrained:
-        raise Misuse(f"{(*settings, '--pretrained')[0]}: goes with timm:NAME alone; {name} is as it is")
+    name, path, asked = str(what), Path(what), list(settings)
+    if name.startswith(TIMM) and not pretrained:
+        name, asked = RANDOM, [f"encoder={name}", *asked]
+    elif pretrained and not name.startswith(TIMM):
+        raise Misuse(f"--pretrained: goes with timm:NAME alone; {name} is as it is")
+    if not is_run(name):
+        of = subject_of(name, asked)
+        return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)
+    if settings:
+        raise Misuse(f"{settings[0]}: goes with {OTHERS}; {name} is as it is")
     if path.suffix in FORMATS or labels is not None:
         return diagnosis.of_embeddings(*read_embeddings(path, labels if isinstance(labels, Path) else None))
     return diagnosis.of_run(load(path), augmentations)
+
+
+def embed_to(
+    what: str | Path | Run,
+    data: str | Source,
+    out: str | Path,
+    say: Callable[[str], None] = lambda sentence: None,
+    settings: Sequence[str] = (),
+) -> int:
+    """Writes the features of every image of `data`; see `export.embeddings.embed`. what: a run or its folder, or what `measure` takes,
+    with `settings`, "key=value"."""
+    return embeddings.embed(subject_of(what, settings, data), Path(out), say)
+
+
+def neighbours(
+    what: str | Path | Run,
+    image: str | Path,
+    data: str | Source,
+    k: int = 10,
+    sheet: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    settings: Sequence[str] = (),
+) -> list[near.Found]:
+    """The images of `data` most like one; see `export.neighbours.neighbours`. what and settings as of `embed_to`."""
+    return near.neighbours(subject_of(what, settings, data), Path(image), k, sheet, say)
+
+
+def duplicates(
+    what: str | Path | Run,
+    data: str | Source,
+    threshold: float,
+    out: Path | None = None,
+    sheet: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    settings: Sequence[str] = (),
+) -> near.Pairs:
+    """Pairs of images of `data` that are nearly the same; see `export.neighbours.duplicates`. what and settings as of `embed_to`."""
+    return near.duplicates(subject_of(what, settings, data), threshold, out, sheet, say)
+
+
+def export_run(
+    what: str | Path | Run,
+    format: str,
+    of: str | None = None,
+    out: str | Path | None = None,
+    data: str | Source | None = None,
+    settings: Sequence[str] = (),
+) -> deliver.Export:
+    """A backbone for other libraries; see `export.deliver.export`. what and settings as of `embed_to`; data: images to compare on, a
+    run's own if not given."""
+    return deliver.export(subject_of(what, settings, data), format, of, None if out is None else Path(out))
 
 
 def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
@@ -218,11 +266,6 @@ def alternate(
         em.alternation(recipe, pixels.pixels, rounds, steps, augmentations),
         strict=True,
     )
-
-
-def export_run(run: Run, format: str, of: str | None = None, out: str | Path | None = None, data: str | None = None) -> deliver.Export:
-    """A run's backbone for other libraries; see `export.deliver.export`."""
-    return deliver.export(run, format, of, None if out is None else Path(out), data)
 
 
 FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from selfdistill.errors import Misuse, did_you_mean
-from selfdistill.recipe import Recipe, diff, under
+from selfdistill.recipe import Recipe, diff, leaves, under
 
 Changes = tuple[tuple[str, str], ...]
 """(setting, why)"""
@@ -293,6 +293,10 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     if name not in PRESETS:
         raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto.{did_you_mean(name, PRESETS)}")
     changes = PRESETS[name].changes + PRESETS[name].methods.get(recipe.method, ())
+    # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
+    paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
+    fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
+    changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
     split = [(*setting.partition("=")[::2], why) for setting, why in changes]

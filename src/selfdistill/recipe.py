@@ -6,12 +6,13 @@ import math
 import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse
+from selfdistill.own import Slot
 from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.head import DINOHead, Projector
 from selfdistill.parts.loss import Term, global_views
@@ -19,8 +20,8 @@ from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
 from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
-from selfdistill.settings import edited, kind_of, specs_of, yaml_of
-from selfdistill.spec import Spec
+from selfdistill.settings import edited, specs_of, yaml_of
+from selfdistill.spec import Spec, kind_of
 from selfdistill.views.spec import Crops
 
 FORMAT = 1
@@ -51,13 +52,13 @@ class Recipe(Spec):
     """what each image is turned into"""
     encoder: Encoder = Encoder()
     """f, the backbone that is kept at the end"""
-    projector: Annotated[Projector | DINOHead, Field(discriminator="kind")] | None = Projector()
+    projector: Annotated[Projector | DINOHead, Slot("projector")] | None = Projector()
     """g, on both sides; none: the loss works on the features"""
-    patch_projector: Annotated[Projector | DINOHead, Field(discriminator="kind")] | None = None
+    patch_projector: Annotated[Projector | DINOHead, Slot("projector")] | None = None
     """the head of masked patches; none: the projector serves them too (iBOT Table 17: shared is better)"""
-    predictor: Annotated[Predictor | LeastSquares | DirectPred, Field(discriminator="kind")] | None = None
+    predictor: Annotated[Predictor | LeastSquares | DirectPred, Slot("predictor")] | None = None
     """h, on the student's side only"""
-    teacher: Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="kind")] = Shared()
+    teacher: Annotated[Shared | EMA | Snapshot | Expectation, Slot("teacher")] = Shared()
     """what the student is asked to predict"""
     stop_gradient: bool = True
     """no gradient into the targets"""
@@ -74,7 +75,7 @@ class Recipe(Spec):
     """accept weights that lack some of the encoder's, which then stay random"""
 
     # Optimisation.
-    optimizer: Annotated[SGD | LARS | AdamW, Field(discriminator="kind")] = SGD()
+    optimizer: Annotated[SGD | LARS | AdamW, Slot("optimizer")] = SGD()
     lr: Rate = Schedule(base=0.05, end=0.0)
     """learning rate for a batch of 256"""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
@@ -267,4 +268,4 @@ def _problem(error: Any, tree: Any) -> str:
 
 
 def _class_at(slot: str, node: Any) -> type[Spec]:
-    return next(cls for cls in specs_of(Recipe.model_fields[slot].annotation) if kind_of(cls) == node["kind"])
+    return next(cls for cls in specs_of(get_type_hints(Recipe, include_extras=True)[slot]) if kind_of(cls) == node["kind"])

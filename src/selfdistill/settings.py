@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.own import OWN, Slot
 from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.schedule import Schedule
-from selfdistill.spec import Spec
+from selfdistill.spec import Spec, kind_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,9 +34,10 @@ def yaml_of(text: str) -> Any:
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The members of a union, without Annotated."""
+    """The members of a union, without Annotated; of a slot with the user's own."""
     if typing.get_origin(annotation) is Annotated:
-        return _options(typing.get_args(annotation)[0])
+        of, *notes = typing.get_args(annotation)
+        return [*_options(of), *(cls for note in notes if isinstance(note, Slot) for cls in OWN[note.name].values())]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [o for member in typing.get_args(annotation) for o in _options(member)]
     return [annotation]
@@ -43,11 +45,6 @@ def _options(annotation: Any) -> list[Any]:
 
 def specs_of(annotation: Any) -> list[type[Spec]]:
     return [o for o in _options(annotation) if isinstance(o, type) and issubclass(o, Spec)]
-
-
-def kind_of(cls: type[Spec]) -> str:
-    field = cls.model_fields.get("kind")
-    return str(field.default) if field else ""
 
 
 def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -> Any:

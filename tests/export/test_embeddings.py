@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -102,11 +103,6 @@ def test_parquet_is_read_by_others(run, photos, tmp_path, monkeypatch):
     features = np.stack(table["features"])
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, run.embed([*source.train.paths, *source.test.paths]), atol=1e-6)
-    try:
-        import polars
-    except ImportError:
-        return
-    assert polars.read_parquet(out)["features"].to_numpy().shape == (61, 16)
 
 
 def test_npy_with_a_table_beside(run, photos, tmp_path):
@@ -146,16 +142,63 @@ def test_an_image_that_turns_unreadable_is_said_and_nan(run, photos, tmp_path):
     assert str(cut) in said[0]
 
 
-def test_what_goes_wrong_leaves_the_old_file(run, tiny_source, photos, tmp_path, monkeypatch):
+def test_what_goes_wrong_leaves_the_old_file(run, tiny_run, photos, tmp_path):
     out = tmp_path / "e.npy"
     out.write_text("old")
-    with pytest.raises(sd.Misuse, match="1 channels for an encoder of 3"):
-        sd.embed_to(run, tiny_source, out)
+    with pytest.raises(sd.Misuse, match="images of 3 channels for a network of 1"):
+        sd.embed_to(tiny_run, str(photos), out)
     for wrong, said in (("e.txt", ".parquet or .npy"), ("no/e.npy", "no folder")):
         with pytest.raises(sd.Misuse, match=said):
             sd.embed_to(run, str(photos), tmp_path / wrong)
     assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]
     assert out.read_text() == "old"
+
+
+RANDOM = ["encoder=resnet-small", "encoder.options={widths: [8, 16]}", "views.size=16", "workers=0"]
+
+
+def test_what_is_no_run(run, photos, tmp_path, monkeypatch):
+    """Weights from a file that an export wrote are the run's; random ones are those before its first step; and timm's."""
+    done = sd.export_run(run, "safetensors", out=tmp_path / "exported")
+    ours = run.embed([*(s := open_source(str(photos))).train.paths, *s.test.paths])
+    sd.embed_to(done.path / "model.safetensors", str(photos), tmp_path / "e.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy"), ours, atol=1e-6)
+    plain = ["encoder=resnet-small", *RANDOM, "views.mean=[0.485, 0.456, 0.406]", "views.std=[0.229, 0.224, 0.225]"]
+    sd.embed_to(run.path / "backbone.safetensors", str(photos), tmp_path / "f.npy", settings=[*plain, "preset=none"])
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), ours, atol=1e-6)
+    sd.embed_to("random-init", str(photos), tmp_path / "g.npy", settings=RANDOM)
+    assert np.abs(np.load(tmp_path / "g.npy") - ours.numpy()).max() > 0.01
+    sd.embed_to("raw-pixels", str(photos), tmp_path / "h.npy", settings=["views.size=4"])
+    assert np.load(tmp_path / "h.npy").shape == (61, 48)
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kw: create(name, **kw))  # no network
+    found = sd.neighbours("timm:resnet18", photos / "dogs" / "00.png", str(photos), 2, settings=["views.size=32"])
+    assert {f.path.split("/")[-1] for f in found} == {"00.png", "twin.png"}
+
+
+def test_what_is_no_run_on_the_command_line(command, run, photos, tmp_path):
+    code, out, err = command("duplicates", "random-init", photos, *RANDOM, "--threshold", 0.999999)
+    assert code == 0, err
+    assert "00.png" in out
+    code, out, err = command("export", "random-init", f"data={photos}", *RANDOM, "seed=3", "--format", "onnx")
+    assert code == 0, err
+    assert "export/random-init-onnx" in out
+    card = (tmp_path / "export" / "random-init-onnx" / "README.md").read_text()
+    assert "random weights, seed 3" in card
+    assert "Nothing was trained or measured here" in card
+    weights = run.path / "backbone.safetensors"
+    for args, said in (
+        (["embed", weights, photos, "encoder=resnet18"], "The encoder is resnet18"),
+        (["embed", "nowhere.safetensors", photos], "nowhere.safetensors: no such file"),
+        (["embed", run.path, photos, "views.size=8"], "views.size=8"),
+        (["export", "raw-pixels", "data=digits", "--format", "onnx"], "no network"),
+        (["export", "random-init", "--format", "onnx"], "on which images"),
+        (["export", "random-init", f"data={photos}", *RANDOM, "--of", "teacher", "--format", "onnx"], "is no run"),
+    ):
+        code, _, err = command(*args)
+        assert code == 2, args
+        assert said in err
 
 
 def test_neighbours_and_duplicates_on_the_command_line(command, run, photos, tmp_path):

@@ -15,6 +15,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.export import deliver
 from selfdistill.export.formats import FORMATS, Kept
 from selfdistill.parts.encoder import Encoder
+from selfdistill.train.subject import subject_of
 from selfdistill.views.augment import plain
 from tests.conftest import TINY, TINY_OF
 
@@ -74,7 +75,7 @@ def test_the_lines_of_the_readme_give_the_runs_own_features(resnet, colours, for
 
 def test_teacher_and_student(resnet, vit, small, tmp_path):
     """BYOL keeps the student, DINO the teacher; the other is in the checkpoint."""
-    assert deliver.backbone_of(resnet)[0] == "student"
+    assert deliver.backbone_of(subject_of(resnet))[0] == "student"
     state = torch.load(vit.checkpoint, weights_only=True)["model"]
     for of, asked, prefix in (("teacher", None, "teacher.net.backbone.net."), ("student", "student", "student.backbone.net.")):
         done = sd.export_run(vit, "safetensors", asked, tmp_path / of)

@@ -17,8 +17,8 @@ from selfdistill.data.sources import digits
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.protocols import PROTOCOLS, mean_and_std
-from selfdistill.protocols.subject import fitted, subject_of
 from selfdistill.protocols.tuned import few_labels
+from selfdistill.train.subject import fitted, subject_of
 from tests.conftest import TINY, VIT
 
 QUICK = [

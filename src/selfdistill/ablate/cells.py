@@ -24,14 +24,16 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from selfdistill import own
 from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
 from selfdistill.data.sources import open_source
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.train import faults, loop
-from selfdistill.train.run import Run, load, write_whole
+from selfdistill.train.run import Run, load
 from selfdistill.train.trained import predictor_gap
 
 MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor"}
@@ -76,8 +78,9 @@ class Cell:
 
 
 def cell(recipe: Recipe, lab: Path, measures: Iterable[Measure] = ()) -> Cell:
-    """Its folder in `lab`: the same recipe is the same cell."""
-    key = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+    """Its folder in `lab`: the same recipe, with the same code of the user's own, is the same cell."""
+    said = json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()
+    key = hashlib.sha256(said + b"".join(file.read_bytes() for file in own.FILES)).hexdigest()[:12]
     return Cell(recipe, lab / "cells" / f"{recipe.method}-{key}", frozenset(measures))
 
 
@@ -111,7 +114,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
         while running or (waiting and not came):
             while waiting and not came and len(running) < jobs:
                 c = waiting.pop(next((n for n, c in enumerate(waiting) if not c.taken), 0))
-                process = context.Process(target=_train, args=(c,))
+                process = context.Process(target=_train, args=(own.FILES, c.recipe.model_dump(), c.folder, c.measures))
                 process.start()
                 running[process.sentinel] = (process, c, time.monotonic())
             for sentinel in wait(list(running), timeout=0.2):
@@ -133,9 +136,13 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
     return failed
 
 
-def _train(c: Cell) -> None:
-    """A cell's process: trains, goes on, or only measures. What it says goes to a log beside the folder."""
+def _train(files: list[Path], tree: dict[str, Any], folder: Path, measures: frozenset[Measure]) -> None:
+    """A cell's process: trains, goes on, or only measures. What it says goes to a log beside the folder. files: of the user's own, which
+    say what the recipe's `tree` may hold."""
     torch.set_num_threads(1)
+    for file in files:
+        own.use(file)
+    c = Cell(Recipe.model_validate(tree), folder, measures)
     with c.lock, c.folder.with_suffix(".log").open("a", buffering=1) as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)

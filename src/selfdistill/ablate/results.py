@@ -14,7 +14,8 @@ from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
 from selfdistill.data.loader import cores
-from selfdistill.train.run import versions, write_whole
+from selfdistill.disk import write_whole
+from selfdistill.train.run import versions
 
 SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
 """columns of numbers, before those that only a claim names"""

@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+F = TypeVar("F", bound=Callable[..., Any])
+Use = Annotated[
+    list[Path] | None, typer.Option("--use", metavar="FILE", help="a .py with ingredients of your own, which is run; repeatable")
+]
+
+
+class App(typer.Typer):
+    """Every command takes --use: a recipe, also a run's, may name what only a file of the user's own defines."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[F], F]:
+        def register(f: F) -> F:
+            @wraps(f)
+            def run(*given: Any, use: list[Path] | None = None, **named: Any) -> Any:
+                if use:
+                    from selfdistill import own
+
+                    for file in use:
+                        own.use(file)
+                return f(*given, **named)
+
+            takes = signature(f, eval_str=True)
+            last = Parameter("use", Parameter.KEYWORD_ONLY, default=None, annotation=Use)
+            run.__signature__ = takes.replace(parameters=[*takes.parameters.values(), last])  # type: ignore[attr-defined]
+            run.__annotations__ = {name: one.annotation for name, one in [*takes.parameters.items(), ("use", last)]}
+            typer.Typer.command(self, *args, **kwargs)(run)
+            return f
+
+        return register
+
+
+app = App(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console()
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any field of the recipe, e.g. epochs=20")]

@@ -15,7 +15,10 @@ from selfdistill.cli.app import Settings, app, console
 
 @app.command()
 def diagnose(
-    what: Annotated[str, typer.Argument(help="a run folder, embeddings (.npy or .parquet, [N, D]), or timm:NAME with data=...")],
+    what: Annotated[
+        str,
+        typer.Argument(help="a run folder, embeddings (.npy, .parquet, [N, D]); or random-init, timm:NAME, weights with data=..."),
+    ],
     settings: Settings = None,
     labels: Annotated[Path | None, typer.Option(help="of embeddings: a .npy of [N]")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="of timm:NAME: with timm's weights, not random ones")] = False,

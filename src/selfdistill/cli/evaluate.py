@@ -21,7 +21,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="WHAT... [KEY=VALUE]...",
-            help="run folders; or raw-pixels, random-init, timm:NAME with data=... (and method=, encoder=...); PROTOCOL.field=value",
+            help="run folders; or raw-pixels, random-init, timm:NAME, weights with data=... (and encoder=...); PROTOCOL.field=value",
         ),
     ],
     protocol: Annotated[
@@ -36,13 +36,13 @@ def evaluate(
 ) -> None:
     """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
     from selfdistill.protocols import is_protocol_setting, measured, protocols_of
-    from selfdistill.protocols.subject import subject_of
     from selfdistill.train.run import EVALUATION
+    from selfdistill.train.subject import subject_of
 
     names = [word for word in what if "=" not in word or Path(word).is_dir()]
     settings = [word for word in what if word not in names]
     if not names:
-        raise Misuse("evaluate what? Name a run folder, or raw-pixels, random-init or timm:NAME with data=...")
+        raise Misuse("evaluate what? Name a run folder, or raw-pixels, random-init, timm:NAME or a file of weights with data=...")
     own = [s for s in settings if is_protocol_setting(s)]
     own += [f"knn.{key}={value}" for key, value in (("ks", None if k is None else [k]), ("temperature", temperature)) if value is not None]
     protocols = protocols_of(map(str.strip, protocol.split(",")), own)

@@ -100,7 +100,7 @@ def reproduce(
     records = _run(job_list, jobs, out, plan)
     if all_ and not plan:
         from selfdistill.ablate.results import claims_of, summary
-        from selfdistill.train.run import write_whole
+        from selfdistill.disk import write_whole
 
         (docs / "results").mkdir(parents=True, exist_ok=True)
         write_whole(docs / "results" / "claims.json", json.dumps(claims_of(records), indent=2) + "\n")

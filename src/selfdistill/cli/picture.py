@@ -57,8 +57,8 @@ def draw(
     """Draw a method as a picture, from its recipe: selfdistill draw byol --without momentum-teacher --out byol.svg."""
     from selfdistill import api
     from selfdistill.ablate.edits import without as edits
+    from selfdistill.disk import write_whole
     from selfdistill.report.draw import mermaid, picture, svg
-    from selfdistill.train.run import write_whole
 
     recipe = api.recipe_of(method).edit(settings or [])
     recipe = recipe.edit(edits(recipe, without or []))

@@ -7,39 +7,47 @@ from typing import Annotated
 
 import typer
 
-from selfdistill.cli.app import app, console
+from selfdistill.cli.app import Settings, app, console
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
 
+What = Annotated[str, typer.Argument(help="a run folder; or random-init, timm:NAME or a file of weights, with settings of a recipe")]
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="data=DATA [KEY=VALUE]...",
+        help="what pretrain takes: a folder, shards, a set's name; data= may be left out. encoder=... and others where WHAT is no run",
+    ),
+]
+
+
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    what: What,
     format: Annotated[str, typer.Option(help="timm, torchvision, hf, onnx or safetensors")],
+    settings: Settings = None,
     of: Annotated[str | None, typer.Option(help="student or teacher; if not given, the one that the recipe keeps")] = None,
     out: Annotated[Path | None, typer.Option(help="the new folder, RUN/export/FORMAT-OF if not given")] = None,
     data: Annotated[str | None, typer.Option(help="images to compare on, the run's own if not given")] = None,
 ) -> None:
-    """Write a run's backbone for other libraries: selfdistill export runs/simsiam-digits-1 --format onnx."""
+    """Write a backbone for other libraries: selfdistill export runs/simsiam-digits-1 --format onnx."""
     from selfdistill import api
 
-    done = api.export_run(api.load(run), format, of, out, data)
+    words = [*([f"data={data}"] if data else []), *(settings or [])]
+    images, others = _images(words) if any(word.startswith("data=") for word in words) else (None, words)
+    done = api.export_run(what, format, of, out, images, others)
     console.print(
-        f"the {done.of}'s backbone, loaded back and compared on images of the run: features differ by {done.difference:.1g} at most "
+        f"the {done.of}'s backbone, loaded back and compared on images: features differ by {done.difference:.1g} at most "
         f"(the largest is {done.largest:.3g}; {' and '.join(map(str, done.sizes))} pixels)",
         soft_wrap=True,
     )
     console.print(f"how to load it: {done.path / 'README.md'}", soft_wrap=True)
 
 
-Data = Annotated[
-    str, typer.Argument(metavar="data=DATA", help="what pretrain takes: a folder, shards, a set's name; data= may be left out")
-]
-
-
 @app.command()
 def embed(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    what: What,
     data: Data,
     out: Annotated[Path, typer.Option(help="the file: .parquet, or .npy with a .csv of ids and paths beside it")] = Path(
         "embeddings.parquet"
@@ -48,13 +56,14 @@ def embed(
     """Write the features of every image: selfdistill embed runs/simsiam-digits-1 data=photos --out photos.parquet."""
     from selfdistill import api
 
-    count = api.embed_to(api.load(run), data.removeprefix("data="), out, _said)
+    images, settings = _images(data)
+    count = api.embed_to(what, images, out, _said, settings)
     console.print(f"{count} images in {out}", soft_wrap=True)
 
 
 @app.command()
 def neighbours(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    what: What,
     image: Annotated[Path, typer.Argument(help="an image's file")],
     data: Data,
     k: Annotated[int, typer.Option(min=1, help="how many")] = 10,
@@ -63,7 +72,8 @@ def neighbours(
     """List the images of a set that are most like one: selfdistill neighbours RUN cat.png data=photos --sheet near.png."""
     from selfdistill import api
 
-    for found in api.neighbours(api.load(run), image, data.removeprefix("data="), k, sheet, _said):
+    images, settings = _images(data)
+    for found in api.neighbours(what, image, images, k, sheet, _said, settings):
         console.print(f"{found.cosine:.4f}  {found.path}", soft_wrap=True, markup=False, highlight=False)
     if sheet:
         console.print(f"pictures: {sheet}", soft_wrap=True)
@@ -71,7 +81,7 @@ def neighbours(
 
 @app.command()
 def duplicates(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    what: What,
     data: Data,
     threshold: Annotated[float, typer.Option(help="the cosine of features from which two images are one")] = 0.99,
     out: Annotated[Path | None, typer.Option(help="a CSV of all pairs")] = None,
@@ -80,7 +90,8 @@ def duplicates(
     """List pairs of images that are nearly the same: selfdistill duplicates RUN data=photos --threshold 0.99 --out pairs.csv."""
     from selfdistill import api
 
-    found = api.duplicates(api.load(run), data.removeprefix("data="), threshold, out, sheet, _said)
+    images, settings = _images(data)
+    found = api.duplicates(what, images, threshold, out, sheet, _said, settings)
     for pair in found.pairs[:20]:
         console.print(f"{pair.cosine:.4f}  {pair.first}  {pair.second}", soft_wrap=True, markup=False, highlight=False)
     console.print(
@@ -92,3 +103,9 @@ def duplicates(
 
 def _said(sentence: str) -> None:
     console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+
+def _images(words: list[str]) -> tuple[str, list[str]]:
+    """(data, the other settings)"""
+    data = next((word for word in words if word.startswith("data=")), words[0])
+    return data.removeprefix("data="), [word for word in words if word is not data]

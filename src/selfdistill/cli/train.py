@@ -43,9 +43,9 @@ def pretrain(
         if method not in (None, recipe.method):
             raise Misuse(f"METHOD {method} with --config {config}, a recipe of {recipe.method}: name one of them")
     elif resume and out:
-        recipe = api.load(out).recipe
         if method and method.endswith(".py"):  # what the file registers is needed again
             method = api.recipe_of(method).method
+        recipe = api.load(out).recipe
         if method not in (None, recipe.method):
             raise Misuse(f"METHOD {method} with --resume of {out}, a run of {recipe.method}: leave the method out")
     elif method:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ from PIL import Image
 
 from selfdistill.data.images import BadImage, Encoded, Source
 from selfdistill.data.sources import open_source
+from selfdistill.disk import whole_folder
 from selfdistill.errors import Misuse
 
 SHARD = 10_000
@@ -29,20 +28,11 @@ def pack(data: str, out: Path, side: int = 256, quality: int = 95, report: Calla
     side: of the shorter side, in pixels, beyond which an image is made smaller. An image that cannot be read is reported and left
     out. Raises `Misuse` when `out` exists, or when `data` is in memory already. `out` is whole or not there.
     """
-    if os.path.lexists(out):
-        raise Misuse(f"--out {out}: exists already: name another folder")
-    source = open_source(data)
-    if not isinstance(source.train, Encoded):
-        raise Misuse(f"data={data} is held in memory: there is nothing to pack")
-    beside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        written = sum(_write(images, beside, split, side, quality, report) for split, images in _splits(source).items())
-        os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return written
+    with whole_folder(out) as folder:
+        source = open_source(data)
+        if not isinstance(source.train, Encoded):
+            raise Misuse(f"data={data} is held in memory: there is nothing to pack")
+        return sum(_write(images, folder, split, side, quality, report) for split, images in _splits(source).items())
 
 
 def _splits(source: Source) -> dict[str, Encoded]:

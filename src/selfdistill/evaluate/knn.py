@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +28,25 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= k <= len(bank):
         raise Misuse(f"k={k}: the bank has {len(bank)} images, so k must lie in 1..{len(bank)}")
+    chunks = -(-len(bank) // BANK)
+    # A chunk is spread over the bank: banks come sorted by class, and then each would bring some query k new neighbours.
+    return nearest_among(((torch.arange(c, len(bank), chunks, device=bank.device), bank[c::chunks]) for c in range(chunks)), queries, k)
+
+
+def nearest_among(chunks: Iterable[tuple[Tensor, Tensor]], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same of a bank that comes in chunks: (places [n], features [n, F]) each. Where it has fewer than k, the similarity of what is
+    missing is -inf."""
     queries = F.normalize(queries.float(), dim=1)
     best = queries.new_full((len(queries), k), -torch.inf)
     place = torch.zeros_like(best, dtype=torch.long)
-    chunks = -(-len(bank) // BANK)
-    for c in range(chunks):
-        # A chunk is spread over the bank: banks come sorted by class, and then each would bring some query k new neighbours.
-        part = F.normalize(bank[c::chunks].float(), dim=1).T  # [F, n]
+    for places, features in chunks:
+        part = F.normalize(features.float(), dim=1).T  # [F, n]
         for i in range(0, len(queries), QUERIES):
             rows = slice(i, i + QUERIES)
             similarity, where = _candidates(queries[rows] @ part, best[rows, -1:], k)
             best[rows], kept = torch.cat([best[rows], similarity], 1).topk(k)
-            place[rows] = torch.cat([place[rows], c + chunks * where], 1).gather(1, kept)
+            where = where.clamp(max=len(places) - 1)  # a block may end in what is no column, at -inf
+            place[rows] = torch.cat([place[rows], places[where]], 1).gather(1, kept)
     return best, place
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfdistill.evaluate.knn import nearest_among
+
 CHUNK = 1 << 21
 """cosines held at a time: 8 MB"""
 
@@ -13,13 +15,16 @@ CHUNK = 1 << 21
 def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """(cosines [k], places [k] int64), the largest first, of the features most like `query` [F] among `batches` of [b, F] counted
     through; fewer where there are fewer than k. Features that are NaN are like nothing."""
-    query = F.normalize(query, dim=0)
-    cosine, place, seen = query.new_zeros(0), torch.zeros(0, dtype=torch.int64), 0
-    for h in batches:
-        here = (F.normalize(h, dim=1) @ query).nan_to_num(-torch.inf)  # [b]
-        cosine, place = torch.cat([cosine, here]), torch.cat([place, torch.arange(seen, seen + len(h))])
-        cosine, kept = cosine.topk(min(k, len(cosine)))
-        place, seen = place[kept], seen + len(h)
+
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        seen = 0
+        for h in batches:
+            rows = h.isfinite().all(1).nonzero()[:, 0]
+            if len(rows):
+                yield seen + rows, h[rows]
+            seen += len(h)
+
+    cosine, place = (of[0] for of in nearest_among(counted(), query[None], k))
     return cosine[cosine.isfinite()], place[cosine.isfinite()]
 
 

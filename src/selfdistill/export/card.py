@@ -8,6 +8,7 @@ from typing import Any
 from selfdistill.data.sources import SOURCES
 from selfdistill.export.formats import Format, Kept
 from selfdistill.train.run import Run
+from selfdistill.train.subject import TIMM, Subject
 
 MEASURED = {
     "knn_top1": "kNN top-1 on held-out images (k = 20, T = 0.07)",
@@ -21,26 +22,29 @@ MEASURED = {
 }
 
 
-def card(run: Run, kept: Kept, made: Format, checked: str) -> str:
+def card(subject: Subject, kept: Kept, made: Format, checked: str) -> str:
     """Markdown, with the YAML head that the hub reads."""
-    r, s = run.recipe, run.summary
-    data = r.data if r.data in SOURCES else Path(r.data).name  # a path says more of its owner than of the data
-    numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
+    r = subject.recipe
+    data = _without_path(r.data)
     channels, size = r.encoder.channels, r.views.size
     colours = "RGB" if channels == 3 else f"{channels} channels"
-    labels = "without labels" if r.labels is None else f"with {r.labels} labels"
-    recipe = r.model_copy(update={"data": data}).to_yaml()
+    encoder = r.encoder.name.removeprefix("timm:")
+    if subject.run:
+        title, tags = f"{encoder}, pretrained by {r.method} on {data}", f"\n- self-supervised-learning\n- {r.method}"
+        what = f"The {kept.of}'s backbone of a run of selfdistill, without its projector"
+        told = _trained(subject.run, data)
+    else:
+        title, tags = f"{encoder}, {_origin(subject)}", ""
+        what, told = f"{encoder} with {_origin(subject)}", "Nothing was trained or measured here.\n"
     return f"""---
 library_name: {made.library}
 license: unknown
 tags:
-- image-feature-extraction
-- self-supervised-learning
-- {r.method}
+- image-feature-extraction{tags}
 ---
-# {r.encoder.name.removeprefix("timm:")}, pretrained by {r.method} on {data}
+# {title}
 
-The {kept.of}'s backbone of a run of selfdistill, without its projector: images to {kept.backbone.dim} features.
+{what}: images to {kept.backbone.dim} features.
 
 ```python
 {made.code(kept)}
@@ -51,7 +55,28 @@ standard deviation {kept.std}, channel by channel. `folder`: where this file is.
 
 {checked}
 
-## What it is worth
+{told}"""
+
+
+def _origin(subject: Subject) -> str:
+    """Whose the weights of what is no run are."""
+    if subject.name.startswith(TIMM):
+        return f"timm's pretrained weights ({subject.name}), whose licence is their authors'"
+    return f"the weights of {_without_path(subject.name)}" if subject.recipe.init_from else f"random weights, seed {subject.recipe.seed}"
+
+
+def _without_path(data: str) -> str:
+    """A path says more of its owner than of the data."""
+    return data if data in SOURCES else Path(data).name
+
+
+def _trained(run: Run, data: str) -> str:
+    """What a run's backbone is worth, what to know of it, and how it came about."""
+    r, s = run.recipe, run.summary
+    numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
+    labels = "without labels" if r.labels is None else f"with {r.labels} labels"
+    start = f", from the weights of init_from={_without_path(r.init_from)}" if r.init_from else " and nothing else"
+    return f"""## What it is worth
 
 Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measured")}
 
@@ -61,7 +86,7 @@ Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measure
 
 ## What to know
 
-- Trained on {len(run.source.train):,} images of {data} and nothing else, {labels}:
+- Trained on {len(run.source.train):,} images of {data}{start}, {labels}:
   it knows what they show, has their biases, and was measured nowhere else.
 - A figure of one seed has no spread.
 - Licence: the software is Apache-2.0. These weights are under what whoever trained them says here, as far as the licence of the images
@@ -70,7 +95,7 @@ Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measure
 ## Recipe
 
 ```yaml
-{recipe}```
+{r.model_copy(update={"data": data}).to_yaml()}```
 """
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +13,12 @@ from torch import Tensor
 
 from selfdistill.data.images import spread
 from selfdistill.data.loader import plain_batches
-from selfdistill.data.sources import open_source
+from selfdistill.disk import whole_folder
 from selfdistill.errors import Failure, Misuse, did_you_mean, require
 from selfdistill.export.card import card
 from selfdistill.export.formats import FORMATS, Kept
 from selfdistill.parts.encoder import Backbone
-from selfdistill.train.run import Run
+from selfdistill.train.subject import TIMM, Subject
 from selfdistill.train.trained import siamese_of
 
 IMAGES = 32
@@ -42,36 +39,46 @@ class Export:
     sizes: tuple[int, ...]
 
 
-def export(run: Run, format: str, of: str | None = None, out: Path | None = None, data: str | None = None) -> Export:
-    """Writes a run's backbone as a folder of `format`, a key of FORMATS.
+def export(subject: Subject, format: str, of: str | None = None, out: Path | None = None) -> Export:
+    """Writes a subject's backbone as a folder of `format`, a key of FORMATS.
 
-    of: "student" or "teacher"; the one that the recipe keeps, if none. out: the new folder, RUN/export/FORMAT-OF if none. data: images to
-    compare on, the run's own if none.
-    Raises `Misuse` for a format that cannot hold the network, `Failure` where the format's library says something else than the run's
+    of: of a run, "student" or "teacher"; the one that the recipe keeps, if none. out: the new folder; if none, RUN/export/FORMAT-OF, and
+    export/NAME-FORMAT of what is no run. The two are compared on the subject's images.
+    Raises `Misuse` for a format that cannot hold the network, `Failure` where the format's library says something else than the
     backbone; nothing is left then.
     """
     if format not in FORMATS:
         raise Misuse(f"--format {format}: allowed: {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     made = FORMATS[format]
     require(f"--format {format}", format, *made.needs)
-    who, backbone = backbone_of(run, of)
-    out = out or run.path / "export" / f"{format}-{who}"
-    source = run.source if data is None else open_source(data, run.recipe.on_bad_image)
-    images = next(plain_batches(spread(source.test or source.train, IMAGES), run.recipe.views, torch.device("cpu"), run.recipe.workers))
-    kept = Kept(backbone, run.recipe, who, images)
-    with _new_folder(out) as folder:
+    if not isinstance(subject.backbone, Backbone):
+        raise Misuse(f"{subject.name}: has no network that could be exported")
+    who, backbone = backbone_of(subject, of)
+    if out is None:
+        name = Path(subject.name.removeprefix(TIMM)).stem
+        out = subject.folder / "export" / f"{format}-{who}" if subject.folder else Path("export") / f"{name}-{format}"
+    source, recipe = subject.source, subject.recipe
+    images = next(plain_batches(spread(source.test or source.train, IMAGES), recipe.views, torch.device("cpu"), recipe.workers))
+    kept = Kept(backbone.cpu(), recipe, who, images)
+    with whole_folder(out) as folder:
         made.write(kept, folder)
         done = _compared(kept, format, folder, out)
-        (folder / "README.md").write_text(card(run, kept, made, _measured(done, len(images))))
+        (folder / "README.md").write_text(card(subject, kept, made, _measured(done, len(images))))
     return done
 
 
-def backbone_of(run: Run, of: str | None = None) -> tuple[str, Backbone]:
-    """("student" or "teacher", its encoder in eval mode): the one that was kept, or by name from the checkpoint. Raises `Misuse`."""
+def backbone_of(subject: Subject, of: str | None = None) -> tuple[str, Backbone]:
+    """("student" or "teacher", its encoder in eval mode): the one that was kept, or by name from the checkpoint; of what is no run, its
+    only one, as "encoder". Raises `Misuse`."""
+    run = subject.run
+    if run is None:
+        if of is not None:
+            raise Misuse(f"--of {of}: {subject.name} is no run, and has one encoder alone; leave it out")
+        return "encoder", subject.backbone  # type: ignore[return-value]
     names = ("student", "teacher") if run.recipe.teacher.own_weights else ("student",)
     kept = run.recipe.keep if run.recipe.keep in names else "student"
     if of in (None, kept):
-        return kept, run.backbone
+        return kept, subject.backbone  # type: ignore[return-value]
     if of not in names:
         why = f"teacher={run.recipe.teacher.kind} has no weights of its own" if of == "teacher" else f"allowed: {', '.join(names)}"
         raise Misuse(f"--of {of}: {why}; leave it out for the {kept}")
@@ -106,27 +113,6 @@ def _difference(kept: Kept, format: str, folder: Path, images: Tensor) -> tuple[
 def _measured(done: Export, images: int) -> str:
     sizes = " and ".join(f"{s} x {s}" for s in done.sizes)
     return (
-        f"Checked when it was written: {images} images of the data, loaded as above, gave the features of the run's own backbone; the "
+        f"Checked when it was written: {images} images of the data, loaded as above, gave the features of the backbone as it is here; the "
         f"largest difference was {done.difference:.1g}, the largest feature {done.largest:.3g} (fp32, images of {sizes} pixels)."
     )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all went well. Raises `Misuse` where `out` exists or cannot be made."""
-    if os.path.lexists(out):
-        raise Misuse(f"--out {out}: exists already: name another folder")
-    beside = out.with_name(f".{out.name}.part")
-    made = [p for p in (beside, *beside.absolute().parents) if not p.exists()]
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    except OSError as e:
-        raise Misuse(f"--out {out}: cannot be written ({e.strerror}): name another folder") from e
-    try:
-        yield beside
-        os.replace(beside, out)
-    except BaseException:
-        for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.data.images import Images, Pixels, Source
+from selfdistill.data.images import Images, Pixels
 from selfdistill.data.loader import plain_batches
-from selfdistill.data.sources import open_source
-from selfdistill.errors import Failure, Misuse, require
-from selfdistill.train.run import Run
+from selfdistill.disk import whole_file
+from selfdistill.errors import Misuse, require
+from selfdistill.train.run import device_of
+from selfdistill.train.subject import Subject
 
 BATCH = 512
 """images, and rows of a row group: at 2,048 features 4 MB"""
@@ -33,12 +32,12 @@ class Row(NamedTuple):
     name: str | None
 
 
-def embed(run: Run, data: str | Source, out: Path, say: Callable[[str], None] = lambda sentence: None) -> int:
-    """Writes the features [F] of every image of `data`, training and held-out ones, to `out`; returns how many images.
+def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sentence: None) -> int:
+    """Writes the features [F] of every image of a subject's, training and held-out ones, to `out`; returns how many images.
 
     .parquet: columns id, split, path, label, class and features, a list of F fp32. .npy: fp32 [N, F], and a .csv beside it with the other
     columns. An image that proves unreadable keeps its row, with features NaN, and `say` is told.
-    Raises `Misuse` for another ending, or images that the encoder cannot look at.
+    Raises `Misuse` for another ending.
     """
     if out.suffix not in WRITERS:
         raise Misuse(f"--out {out}: the ending decides the format: {' or '.join(WRITERS)}")
@@ -46,20 +45,18 @@ def embed(run: Run, data: str | Source, out: Path, say: Callable[[str], None] = 
         require(f"--out {out}", "parquet", "pyarrow")
     if not out.parent.is_dir():
         raise Misuse(f"--out {out}: there is no folder {out.parent}")
-    source = open_source(data, run.recipe.on_bad_image) if isinstance(data, str) else data
-    total = len(source.train) + len(source.test or ())
-    WRITERS[out.suffix](out, embedded(run, source, say), total, run)
+    total = len(subject.source.train) + len(subject.source.test or ())
+    WRITERS[out.suffix](out, embedded(subject, say), total, subject)
     return total
 
 
 @torch.inference_mode()
-def embedded(run: Run, source: Source, say: Callable[[str], None]) -> Iterator[tuple[list[Row], Tensor]]:
+def embedded(subject: Subject, say: Callable[[str], None]) -> Iterator[tuple[list[Row], Tensor]]:
     """(rows, features [b, F]) of a batch of images after the other, the training images first."""
-    start, device = 0, next(run.backbone.parameters()).device
-    for split, images in {"train": source.train, "test": source.test}.items():
+    start, recipe = 0, subject.recipe
+    for split, images in {"train": subject.source.train, "test": subject.source.test}.items():
         if images is None:
             continue
-        run.check(images)
         bad: list[int] = []
 
         def report(i: int, reason: str, images: Images = images, bad: list[int] = bad) -> None:
@@ -67,8 +64,8 @@ def embedded(run: Run, source: Source, say: Callable[[str], None]) -> Iterator[t
             say(f"unreadable, its features are NaN: {path_of(images, i)}: {reason}")
 
         at = 0
-        for x in plain_batches(images, run.recipe.views, device, run.recipe.workers, BATCH, report):
-            h = run.backbone(x).float().cpu()
+        for x in plain_batches(images, recipe.views, device_of(subject.backbone), recipe.workers, BATCH, report):
+            h = subject.backbone(x).float().cpu()
             h[[i - at for i in bad if at <= i < at + len(h)]] = torch.nan
             yield [_row(split, images, start, i) for i in range(at, at + len(h))], h
             at += len(h)
@@ -87,23 +84,23 @@ def _row(split: str, images: Images, start: int, i: int) -> Row:
 Batches = Iterator[tuple[list[Row], Tensor]]
 
 
-def _parquet(out: Path, batches: Batches, total: int, run: Run) -> None:
+def _parquet(out: Path, batches: Batches, total: int, subject: Subject) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    width = run.backbone.dim
+    width = subject.backbone.dim
     of_row = {"id": pa.int64(), "split": pa.string(), "path": pa.string(), "label": pa.int64(), "class": pa.string()}
-    schema = pa.schema({**of_row, "features": pa.list_(pa.float32(), width)}, {"selfdistill": repr(run)})
-    with _whole(out) as beside, pq.ParquetWriter(beside, schema) as writer:
+    schema = pa.schema({**of_row, "features": pa.list_(pa.float32(), width)}, {"selfdistill": subject.name})
+    with whole_file(out) as beside, pq.ParquetWriter(beside, schema) as writer:
         for rows, features in batches:
             columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), of_row.values(), strict=True)]
             flat = pa.array(features.flatten().numpy())
             writer.write_batch(pa.record_batch([*columns, pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema))
 
 
-def _npy(out: Path, batches: Batches, total: int, run: Run) -> None:
-    with _whole(out) as beside, _whole(out.with_suffix(".csv")) as table, table.open("w", newline="") as file:
-        written = np.lib.format.open_memmap(beside, "w+", np.float32, (total, run.backbone.dim))
+def _npy(out: Path, batches: Batches, total: int, subject: Subject) -> None:
+    with whole_file(out) as beside, whole_file(out.with_suffix(".csv")) as table, table.open("w", newline="") as file:
+        written = np.lib.format.open_memmap(beside, "w+", np.float32, (total, subject.backbone.dim))
         lines = csv.writer(file)
         lines.writerow(["id", "split", "path", "label", "class"])
         for rows, features in batches:
@@ -113,16 +110,3 @@ def _npy(out: Path, batches: Batches, total: int, run: Run) -> None:
 
 
 WRITERS = {".parquet": _parquet, ".npy": _npy}
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that becomes it when all went well, and is gone when not. Raises `Failure` when the disk fails."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        yield beside
-        os.replace(beside, path)
-    except OSError as e:
-        raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e
-    finally:
-        beside.unlink(missing_ok=True)

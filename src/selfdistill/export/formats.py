@@ -55,6 +55,7 @@ class Kept:
             "input": f"float32 [B, {channels}, {size}, {size}], pixels in [0, 1] minus mean, over std, for each channel",
             "mean": json.dumps(self.mean),
             "std": json.dumps(self.std),
+            "size": str(size),
             "output": f"features [B, {self.backbone.dim}]",
         }
 

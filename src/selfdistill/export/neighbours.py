@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from selfdistill.data.images import BadImage, Files, Images, Pixels, Source, inspect
-from selfdistill.data.sources import open_source
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
 from selfdistill.export.embeddings import embedded, path_of
-from selfdistill.train.run import Run, write_whole
+from selfdistill.train.subject import Subject
 
 TILE, CAPTION, COLUMNS = 144, 34, 6
 """of a sheet: pixels of an image, and of the words below it; images in a row"""
@@ -46,36 +46,35 @@ class Pairs(NamedTuple):
 
 
 def neighbours(
-    run: Run, image: Path, data: str | Source, k: int = 10, sheet: Path | None = None, say: Callable[[str], None] = lambda sentence: None
+    subject: Subject, image: Path, k: int = 10, sheet: Path | None = None, say: Callable[[str], None] = lambda sentence: None
 ) -> list[Found]:
-    """The k images of `data` most like the file `image`, the nearest first; the file itself, where it is one of them, too. sheet: a PNG
-    of them. The data's features stream by: memory is a batch's. `say` is told what is unreadable. Raises `Misuse`."""
+    """The k of a subject's images most like the file `image`, the nearest first; the file itself, where it is one of them, too. sheet: a
+    PNG of them. The features stream by: memory is a batch's. `say` is told what is unreadable. Raises `Misuse`."""
     if reason := inspect(image) if image.exists() else "does not exist":
         raise Misuse(f"{image}: {reason}: name a file that is an image")
-    query = run.embed([image])[0]
-    source = _opened(data, run)
-    cosines, places = nearest(query, (h for _, h in embedded(run, source, say)), k)
+    source, asked = subject.source, Source(image.name, Files([image]))
+    query = subject.features(subject.on(asked).source.train)[0]
+    cosines, places = nearest(query, (h for _, h in embedded(subject, say)), k)
     found = [Found(_path(source, i), cosine) for i, cosine in zip(places.tolist(), cosines.tolist(), strict=True)]
     if sheet:
         tiles = [(_picture(source, i), f"{f.cosine:.3f}\n{Path(f.path).name}") for i, f in zip(places.tolist(), found, strict=True)]
-        _draw(sheet, [(_picture(Source("", Files([image])), 0), f"nearest to\n{image.name}"), *tiles])
+        _draw(sheet, [(_picture(asked, 0), f"nearest to\n{image.name}"), *tiles])
     return found
 
 
 def duplicates(
-    run: Run,
-    data: str | Source,
+    subject: Subject,
     threshold: float,
     out: Path | None = None,
     sheet: Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Pairs:
-    """Pairs of images of `data` whose features' cosine is at least `threshold`, every pair compared. out: a CSV of them; sheet: a PNG of
+    """Pairs of a subject's images whose features' cosine is at least `threshold`, every pair compared. out: a CSV of them; sheet: a PNG of
     the 18 most alike. All features are in memory, 4 F bytes an image. `say` is told what is unreadable. Raises `Misuse`."""
     if not -1 <= threshold <= 1:
         raise Misuse(f"threshold={threshold}: a cosine lies in -1..1; 0.99 is a start")
-    source = _opened(data, run)
-    features = torch.cat([h for _, h in embedded(run, source, say)])
+    source = subject.source
+    features = torch.cat([h for _, h in embedded(subject, say)])
     chunks, count = [], 0
     for chunk in alike(features, threshold):
         count += len(chunk[0])
@@ -94,10 +93,6 @@ def duplicates(
         places = [(i, c) for *both, c in rows[:18] for i in both]
         _draw(sheet, [(_picture(source, i), f"{c:.4f}\n{Path(_path(source, i)).name}") for i, c in places])
     return Pairs(pairs, len(features), mean_cosine(features[features.isfinite().all(1)]))
-
-
-def _opened(data: str | Source, run: Run) -> Source:
-    return open_source(data, run.recipe.on_bad_image) if isinstance(data, str) else data
 
 
 def _at(source: Source, place: int) -> tuple[Images, int]:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checka
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.own import Slot
 from selfdistill.parts.contrast import InfoNCE, NTXent, PairList, Positive, Swapped
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.parts.soft_cross_entropy import soft_cross_entropy
@@ -187,12 +188,12 @@ class Own(Spec):
         if self.name not in LOSSES:
             raise Misuse(
                 f"loss.name={self.name}: no loss of your own has that name.{did_you_mean(self.name, LOSSES)} Register it, "
-                f'selfdistill.losses["{self.name}"] = f, in Python or in a .py file that you name as the method'
+                f'selfdistill.losses["{self.name}"] = f, in Python or in a .py file: --use FILE'
             )
         return Pairwise(partial(LOSSES[self.name], **self.options))
 
 
-Loss = Annotated[Cosine | MSE | CrossEntropy | NTXent | InfoNCE | Swapped | Consistency | Labels | Own, Field(discriminator="kind")]
+Loss = Annotated[Cosine | MSE | CrossEntropy | NTXent | InfoNCE | Swapped | Consistency | Labels | Own, Slot("loss")]
 
 
 def _wide(x: Tensor) -> Tensor:

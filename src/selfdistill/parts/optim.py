@@ -48,9 +48,6 @@ class AdamW(Spec):
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=True)
 
 
-Optimizer = Annotated[SGD | LARS | AdamW, Field(discriminator="kind")]
-
-
 class Clip(Spec):
     """Gradient clipping by norm."""
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from selfdistill.own import Slot
 from selfdistill.parts.collective import gather, own
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
@@ -50,7 +51,7 @@ class Sinkhorn(Spec):
         return SinkhornTarget(self)
 
 
-Target = Annotated[Softmax | Centre | Sinkhorn, Field(discriminator="kind")]
+Target = Annotated[Softmax | Centre | Sinkhorn, Slot("target")]
 
 
 class SoftmaxTarget(nn.Module):

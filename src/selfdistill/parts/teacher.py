@@ -70,9 +70,6 @@ class Expectation(Spec):
         return ExpectationTeacher(self, images, dim)
 
 
-Teacher = Annotated[Shared | EMA | Snapshot | Expectation, Field(discriminator="kind")]
-
-
 class SharedTeacher(nn.Module):
     def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
         return Output(z.cls[: len(crops)], z.patch)  # [G, B, D]
@@ -81,7 +78,7 @@ class SharedTeacher(nn.Module):
         pass
 
 
-class _Copy(nn.Module):
+class Copy(nn.Module):
     """A student of its own weights that no gradient reaches."""
 
     def __init__(self, student: nn.Module):
@@ -106,7 +103,7 @@ class _Copy(nn.Module):
                 mine.copy_(theirs)
 
 
-class EMATeacher(_Copy):
+class EMATeacher(Copy):
     def __init__(self, student: nn.Module, spec: EMA):
         super().__init__(student)
         self.tau = spec.tau
@@ -115,7 +112,7 @@ class EMATeacher(_Copy):
         self.follow(student, self.tau.at(progress))
 
 
-class SnapshotTeacher(_Copy):
+class SnapshotTeacher(Copy):
     def __init__(self, student: nn.Module, spec: Snapshot):
         super().__init__(student)
         self.every = spec.every

@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
-from selfdistill.protocols.subject import Subject
 from selfdistill.protocols.tuned import Finetune, Semi, Supervised
-from selfdistill.train.run import EVALUATION, object_of, write_whole
+from selfdistill.train.run import EVALUATION, object_of
+from selfdistill.train.subject import Subject
 
 PROTOCOLS: dict[str, type[Protocol]] = {
     "knn": KNN,

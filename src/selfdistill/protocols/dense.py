@@ -18,7 +18,7 @@ from selfdistill.data.reading import BadImage, extensions
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import dense_probes, scenes
 from selfdistill.protocols.frozen import Count, Found, Positive, Protocol
-from selfdistill.protocols.subject import Subject
+from selfdistill.train.subject import Subject
 from selfdistill.views.augment import normalize
 from selfdistill.views.draw import permutation
 

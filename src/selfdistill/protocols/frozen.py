@@ -13,8 +13,8 @@ from selfdistill.evaluate import knn, linear, logistic
 from selfdistill.evaluate.clustering import clustering
 from selfdistill.evaluate.corruptions import CORRUPTIONS, corrupt
 from selfdistill.evaluate.retrieval import retrieval
-from selfdistill.protocols.subject import Subject
 from selfdistill.spec import Spec
+from selfdistill.train.subject import Subject
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -13,8 +13,8 @@ from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
 from selfdistill.parts.optim import AdamW
 from selfdistill.protocols.frozen import Count, Found, Protocol, Rates
-from selfdistill.protocols.subject import Subject
 from selfdistill.train.run import untrained
+from selfdistill.train.subject import Subject
 from selfdistill.views.draw import balanced
 
 

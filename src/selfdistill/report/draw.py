@@ -17,6 +17,8 @@ WIDE, LINE, GAP, CHARS = 148, 15, 34, 22
 INK, QUIET, LEARNS = "#1f2328", "#8b949e", "#0a58ca"
 ROWS: dict[str, float] = {"student": 100, "middle": 195, "teacher": 290}
 """pixels from the top to the middle of a row"""
+CLOSED = {"least-squares": "solved on each batch", "directpred": "set from the spectrum"}
+"""predictors that no gradient trains"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def picture(r: Recipe, title: str = "") -> Picture:
     through = not (own or memory or r.stop_gradient)
     learn = {"f", "g"} | ({"f2", "g2"} if through else set())
     learn |= {"said"} if any(t.loss.kind == "swapped" for t in r.terms.values()) else set()  # the prototypes
-    learn |= {"h"} if r.predictor and r.predictor.kind == "mlp" and r.predictor.trainable else set()
+    learn |= {"h"} if r.predictor and r.predictor.kind not in CLOSED and r.predictor.trainable else set()
 
     made = Picture(title or r.method, {"x": Box("image x", "", 0, "middle")})
     first = {"student": 1, "teacher": len(student) - bool(r.predictor) - bool(said) if memory else 1}
@@ -162,8 +164,8 @@ def _views(r: Recipe, who: str) -> str:
 
 def _projector(r: Recipe) -> str:
     g = r.projector
-    if g is None:
-        return ""
+    if g is None or not hasattr(g, "hidden"):  # one of the user's own says its kind
+        return f"{g.kind} {g.out}" if g else ""
     widths = "-".join(map(str, (*g.hidden, g.out)))
     return f"DINO head {widths}" if g.kind == "dino" else f"MLP {widths}" if g.hidden else f"linear {g.out}"
 
@@ -171,7 +173,7 @@ def _projector(r: Recipe) -> str:
 def _predictor(r: Recipe) -> str:
     h = r.predictor
     if h is None or h.kind != "mlp":
-        return {"least-squares": "solved on each batch", "directpred": "set from the spectrum"}.get(h.kind, h.kind) if h else ""
+        return CLOSED.get(h.kind, h.kind) if h else ""
     out = r.projector.out if r.projector else "F"
     return ("MLP " if h.hidden else "linear ") + "-".join(map(str, (*h.hidden, out))) + ("" if h.trainable else ", fixed at random")
 
@@ -184,7 +186,8 @@ def _ops(term: Term | None) -> tuple[str, str]:
     if loss.kind == "cross-entropy":
         target, tau = loss.target, _over(loss.target.temperature)
         centred = "minus a centre, " if target.kind == "centre" and target.momentum < 1 else ""
-        how = f"Sinkhorn, epsilon {tau}" if target.kind == "sinkhorn" else f"{centred}softmax at {tau}"
+        known = {"sinkhorn": f"Sinkhorn, epsilon {tau}"} | dict.fromkeys(("centre", "softmax"), f"{centred}softmax at {tau}")
+        how = known.get(target.kind, f"{target.kind} at {tau}")
         return f"softmax at {loss.temperature:g}", how
     if loss.kind == "swapped":
         return f"{loss.prototypes} prototypes, softmax at {loss.temperature:g}", f"{loss.prototypes} prototypes, Sinkhorn"

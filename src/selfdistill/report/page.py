@@ -12,11 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.report.pictures import Look, named
 from selfdistill.report.sections import SECTIONS, Block, Drawn, side_by_side, told
 from selfdistill.report.style import rendered
-from selfdistill.train.run import Run, write_whole
+from selfdistill.train.run import Run
 
 FILE = "report.html"
 

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
-from selfdistill.train.run import write_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#8C8C8C")
 """Okabe and Ito's (2008), a grey for their yellow, which is too pale on white"""

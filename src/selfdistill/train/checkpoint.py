@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import FORMAT, Checkpoint
 from selfdistill.siamese import Siamese
-from selfdistill.train.run import write_whole
 from selfdistill.train.weights import fill, read
 
 

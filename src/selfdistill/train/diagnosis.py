@@ -14,10 +14,11 @@ from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.describe import describe, ordered
 from selfdistill.diagnose.ridge import ridge_accuracy
 from selfdistill.diagnose.verdict import judge, since
+from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.recipe import Recipe
-from selfdistill.train.run import Run, features_of, write_whole
+from selfdistill.train.run import Run, features_of
 from selfdistill.train.trained import SEED, predictor_gap, siamese_of
 from selfdistill.views.augment import views_of_pixels
 from selfdistill.views.draw import permutation

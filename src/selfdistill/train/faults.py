@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Images
 from selfdistill.data.loader import micro_batches, visible_labels
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
-from selfdistill.train.run import write_whole
 
 SAVING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """signals that end a run after saving it: Ctrl-C, a system that shuts down, a queue that wants the machine back (SLURM)"""

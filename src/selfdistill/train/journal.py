@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure
-from selfdistill.train.loggers import Logger
-from selfdistill.train.run import rows_of, write_whole
+from selfdistill.train.loggers import Logger, in_short
+from selfdistill.train.run import rows_of
 
 
 class Journal:
@@ -24,7 +25,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, step: int, total: int, console: Console, loggers: Sequence[Logger] = ()):
-        self.console, self.loggers = console, loggers
+        self.console, self.loggers, self.total = console, list(loggers), total
         file = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
         kept = [row for row in rows_of(file) if row["step"] <= step] if step else []  # killed before a checkpoint, a run begins anew
@@ -53,12 +54,16 @@ class Journal:
         try:
             self.lines.write(json.dumps(row) + "\n")
             self.lines.flush()
-            for logger in self.loggers:
-                logger.log(row["step"], scalars)
         except OSError as e:
             raise Failure(
                 f"{self.lines.name}: cannot be written: {e.strerror or e}. The last checkpoint is untouched: make room, then --resume"
             ) from e
+        for logger in [*self.loggers]:
+            try:
+                logger.log(row["step"], scalars)
+            except Exception as e:  # each client has errors of its own, and none is worth a run
+                self.loggers.remove(logger)
+                self.say(f"{type(logger).__name__}: {in_short(e)}. It gets no more of this run, of which metrics.jsonl has every line")
         shown = {"loss": "loss {:.3f}", "output_std": "std {:.2f}", "knn_top1": "kNN {:.3f}", "images_per_second": "{:.0f} images/s"}
         said = "  ".join(form.format(self.last[key]) for key, form in shown.items() if self.last.get(key) is not None)
         self.bar.update(self.task, completed=row["step"], epoch=f"{row['epoch']:.1f}", said=said)
@@ -70,6 +75,10 @@ class Journal:
 
     def close(self) -> None:
         self.bar.stop()
-        for close in (self.lines.close, *(logger.close for logger in self.loggers)):
-            with suppress(OSError, Failure):  # a full disk, which was said before
-                close()
+        with suppress(OSError):  # a full disk, which was said before
+            self.lines.close()
+        for logger in self.loggers:
+            try:
+                logger.close(ended=self.last.get("step") == self.total)
+            except Exception as e:
+                self.say(f"{type(logger).__name__}: {in_short(e)}. It may lack the last lines, which metrics.jsonl has")

@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, require
 from selfdistill.recipe import Recipe, leaves
-from selfdistill.train.run import rows_of, write_whole
+from selfdistill.train.run import rows_of
 
 
 class Logger(ABC):
@@ -26,7 +27,8 @@ class Logger(ABC):
     def log(self, step: int, scalars: dict[str, float]) -> None: ...
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self, ended: bool) -> None:
+        """ended: the run came to its end; else it stopped, and may go on."""
 
 
 class TensorBoard(Logger):
@@ -39,7 +41,7 @@ class TensorBoard(Logger):
         for key, value in scalars.items():
             self.writer.add_scalar(key, value, step)
 
-    def close(self) -> None:
+    def close(self, ended: bool) -> None:
         self.writer.close()
 
 
@@ -52,7 +54,7 @@ class CSV(Logger):
     def log(self, step: int, scalars: dict[str, float]) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, ended: bool) -> None:
         rows = rows_of(self.folder / "metrics.jsonl")
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -81,8 +83,8 @@ class WandB(Logger):
     def log(self, step: int, scalars: dict[str, float]) -> None:
         self.run.log(scalars, step=step)
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, ended: bool) -> None:
+        self.run.finish(exit_code=0 if ended else 1)
 
 
 class MLflow(Logger):
@@ -92,6 +94,7 @@ class MLflow(Logger):
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 14 s; the client's 7 are minutes, in which nothing is trained
         self.client = MlflowClient()
         known = _remembered(folder).get("mlflow")
         if known is None:
@@ -103,6 +106,8 @@ class MLflow(Logger):
             params = [Param(path, str(value)) for path, value in leaves(recipe)]
             for start in range(0, len(params), 100):  # the most that a request may carry
                 self.client.log_batch(known, params=params[start : start + 100])
+        else:
+            self.client.update_run(known, "RUNNING")
         self.id = known
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
@@ -111,11 +116,17 @@ class MLflow(Logger):
         now = int(time.time() * 1000)
         self.client.log_batch(self.id, metrics=[Metric(key, value, now, step) for key, value in scalars.items()])
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    def close(self, ended: bool) -> None:
+        self.client.set_terminated(self.id, "FINISHED" if ended else "KILLED")
 
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "csv": CSV, "wandb": WandB, "mlflow": MLflow}
+
+
+WAYS = {
+    "wandb": "`wandb login`, or set WANDB_MODE=offline",
+    "mlflow": "set MLFLOW_TRACKING_URI: a server's, or file:///a/folder with MLFLOW_ALLOW_FILE_STORE=true",
+}
 
 
 def check(recipe: Recipe) -> None:
@@ -132,13 +143,16 @@ def open_loggers(recipe: Recipe, folder: Path, step: int) -> list[Logger]:
             opened.append(LOGGERS[name](folder, recipe, step))
         except Exception as e:  # each client has errors of its own
             for logger in opened:
-                logger.close()
-            way = {"wandb": "`wandb login`, or set WANDB_MODE=offline", "mlflow": "check MLFLOW_TRACKING_URI"}.get(
-                name, "is the disk full?"
-            )
-            said = " ".join(str(e).split())[:300]
-            raise Failure(f"log={name}: {said}: {way}, and go on with --out {folder} --resume") from e
+                logger.close(ended=False)
+            raise Failure(
+                f"log={name}: {in_short(e)}: {WAYS.get(name, 'is the disk full?')}, and go on with --out {folder} --resume"
+            ) from e
     return opened
+
+
+def in_short(e: Exception) -> str:
+    """One line: a client's errors may be pages."""
+    return " ".join(str(e).split())[:300].rstrip(".:")
 
 
 def _remembered(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import safetensors.torch
@@ -12,8 +13,10 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
+from selfdistill import own
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
+from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.parts.denormal import denormals_flushed
@@ -30,7 +33,7 @@ from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import Run, labelled, make_folder, new_folder, write_whole
+from selfdistill.train.run import Run, labelled, make_folder, new_folder
 from selfdistill.views.draw import mix
 
 
@@ -80,7 +83,7 @@ def pretrain(
         fabric.barrier()
     assert out is not None
     run = Run(out, encoder, source)
-    how = f"selfdistill pretrain {recipe.method} --out {out} --resume"
+    how = shlex.join(["selfdistill", "pretrain", recipe.method, *own.flags(), "--out", str(out), "--resume"])
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
     guard = Guard(siamese, recipe, source.train, out, passed_over)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from selfdistill.disk import write_whole
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
 from selfdistill.train.clock import Clock
-from selfdistill.train.run import write_whole
 from selfdistill.views.batch import Views
 
 TRACED = range(5, 8)

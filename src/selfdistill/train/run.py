@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from selfdistill.data.images import Files, Images, Pixels, Source
 from selfdistill.data.loader import plain_batches
 from selfdistill.data.sources import open_source
-from selfdistill.errors import Failure, Misuse
+from selfdistill.disk import flushed, whole_folder
+from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.linear import linear_accuracy
@@ -159,8 +159,11 @@ def untrained(recipe: Recipe) -> Backbone:
 
 def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False) -> Tensor:
     """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    return features(network, plain_batches(images, recipe.views, device, recipe.workers), bf16)
+    return features(network, plain_batches(images, recipe.views, device_of(network), recipe.workers), bf16)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:
@@ -221,31 +224,7 @@ def new_folder(out: Path | None, stem: str) -> Path:
 
 
 def make_folder(out: Path, recipe: Recipe) -> None:
-    """The run folder with its recipe.yaml, made beside and renamed, so that a run that was killed is there or is not. Raises
-    `Misuse` and leaves nothing where it cannot be written."""
-    made = [p for p in out.absolute().parents if not p.exists()]
-    beside = out.with_name(f".{out.name}.part")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        (beside / "checkpoints").mkdir(parents=True)
-        record = yaml.safe_dump({"format": FORMAT, "versions": versions()}, sort_keys=False)
-        write_whole(beside / "recipe.yaml", recipe.to_yaml() + record)
-        os.rename(beside, out)
-    except (OSError, Failure) as e:
-        for folder in (beside, *made):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise Misuse(f"--out {out}: cannot be written ({e.strerror or e if isinstance(e, OSError) else e}): name another folder") from e
-
-
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Write beside, flush to disk, rename: the file is the old one or the new one, never half of it. Raises `Failure`."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(beside, path)
-    except OSError as e:
-        beside.unlink(missing_ok=True)
-        raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e
+    """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
+    with whole_folder(out) as folder:
+        (folder / "checkpoints").mkdir()
+        flushed(folder / "recipe.yaml", recipe.to_yaml() + yaml.safe_dump({"format": FORMAT, "versions": versions()}, sort_keys=False))

@@ -1,0 +1,74 @@
+"""What is written to disk is there whole or not at all: it is made beside its place and renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selfdistill.errors import Failure, Misuse
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place beside `path`, where nothing is, for a file or a folder that becomes `path` when all went well and is gone when not."""
+    part = path.with_name(f".{path.name}.part")
+    remove(part)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        remove(part)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The same for a file, the old one or the new one. Raises `Failure` when the disk fails."""
+    try:
+        with beside(path) as part:
+            yield part
+    except OSError as e:
+        raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """The same for a new folder, empty, and for the folders above it. Raises `Misuse` where `out` exists or cannot be made."""
+    if os.path.lexists(out):
+        raise Misuse(f"--out {out}: exists already: name another folder")
+    made = [p for p in out.absolute().parents if not p.exists()]
+    try:
+        with beside(out) as part:
+            try:
+                part.mkdir(parents=True)
+            except OSError as e:
+                raise Misuse(f"--out {out}: cannot be written ({e.strerror}): name another folder") from e
+            yield part
+    except BaseException:
+        for folder in made:
+            remove(folder)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """A file, flushed to the disk. Raises `Failure` when the disk fails."""
+    with whole_file(path) as part:
+        flushed(part, content)
+
+
+def flushed(path: Path, content: str | bytes | memoryview) -> None:
+    """Written and on the disk: what is renamed after it survives a power cut."""
+    with path.open("wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, whether it is there or not."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
