@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +31,8 @@ def pretrain(
     report: Annotated[bool, typer.Option("--report/--no-report", help="write report.html into the run folder at the end")] = True,
 ) -> None:
     """Pretrain METHOD on images: selfdistill pretrain simsiam data=path/to/images epochs=100."""
+    from torch import distributed
+
     from selfdistill import api
 
     settings = settings or []
@@ -57,7 +58,7 @@ def pretrain(
         raise typer.Exit(said(e, 128 + e.signum)) from e
     except KeyboardInterrupt as e:  # before the first step or after the last: what there is to save is saved
         raise typer.Exit(said(KeyboardInterrupt("interrupted; --out DIR --resume goes on with a run that had begun"), 128 + SIGINT)) from e
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if not distributed.is_initialized() or distributed.get_rank() == 0:  # of all nodes' processes one
         _summary(run)
         if report:
             _report(run)

@@ -146,7 +146,7 @@ def embeddings(look: Look) -> Iterator[Block]:
     rows = [(name, *(_number(one.get(name)) for one in of), READING[name]) for name in READING if name in of[0]]
     yield Rows([("", "features", "projections", "how to read it"), *rows], f"{len(look.images)} held-out images")
     yield Drawn(pictures.spectrum(asked), "Eigenvalues of the covariance of features and projections")
-    yield Drawn(pictures.hypersphere(asked), "Two views of each image on the circle: alignment and uniformity")
+    yield Drawn(pictures.hypersphere(asked), "Two views of each image on the circle: alignment and uniformity", photos=True)
 
 
 def seen_by_a_vit(look: Look) -> Iterator[Block]:
@@ -225,7 +225,8 @@ def side_by_side(looks: Sequence[Look]) -> Iterator[Block]:
         "seconds": "wall_seconds",
     }
     last = [look.run.last for look in looks]
-    yield Rows([("", *of), *((name, *(_number(s.get(key)) for s in last)) for name, key in measures.items())], "What they came to")
+    rows = [(name, *(_number(s.get(key)) for s in last)) for name, key in measures.items()]
+    yield Rows([("", *of), *(row for row in rows if any(row[1:]))], "What they came to")
     recipes = [look.run.recipe for look in looks]
     paths = dict.fromkeys(path for other in recipes[1:] for path, _, _ in diff(recipes[0], other))
     values = [dict(leaves(r)) for r in recipes]
