@@ -171,8 +171,7 @@ def test_what_is_no_run(run, photos, tmp_path, monkeypatch):
     sd.embed_to("raw-pixels", str(photos), tmp_path / "h.npy", settings=["views.size=4"])
     assert np.load(tmp_path / "h.npy").shape == (61, 48)
 
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kw: create(name, **kw))  # no network
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *args, **kw: None)  # no network
     found = sd.neighbours("timm:resnet18", photos / "dogs" / "00.png", str(photos), 2, settings=["views.size=32"])
     assert {f.path.split("/")[-1] for f in found} == {"00.png", "twin.png"}
 

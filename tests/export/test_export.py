@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-import safetensors
+import safetensors.torch
 import timm
 import torch
 from torch import nn
@@ -178,3 +178,24 @@ def test_a_module_of_the_users_own(colours, tmp_path):
     assert "your own, Sequential" in (done.path / "README.md").read_text()
     with pytest.raises(sd.Misuse, match="module of your own"):
         sd.export_run(run, "timm", out=tmp_path / "timm")
+
+
+@pytest.mark.parametrize("format", ["timm", "torchvision", "safetensors"])
+def test_timms_own_weights(colours, format, tmp_path, monkeypatch):
+    """Pretrained ones, made up here for want of a network: what leaves is what was loaded, and needs no download again."""
+    load, downloads = timm.models._builder.load_pretrained, []
+
+    def loaded(model, pretrained_cfg, **kw):
+        if pretrained_cfg.get("source") == "local-dir":  # the export, read by timm
+            return load(model, pretrained_cfg, **kw)
+        downloads.append(nn.init.constant_(model.conv1.weight, 0.01))
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", loaded)
+    done = sd.export_run("timm:resnet18", format, out=tmp_path / "out", data=colours, settings=["views.size=32"])
+    state = safetensors.torch.load_file(done.path / "model.safetensors")
+    assert torch.equal(state["conv1.weight"], torch.full_like(state["conv1.weight"], 0.01))
+    assert read_by_its_readme(done.path, torch.rand(2, 3, 32, 32)).shape == (2, 512)
+    assert len(downloads) == 1
+    card = (done.path / "README.md").read_text()
+    assert "timm's pretrained weights (timm:resnet18), whose licence is their authors'" in card
+    assert "Nothing was trained or measured here" in card

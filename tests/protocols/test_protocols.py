@@ -253,7 +253,7 @@ def test_weights_that_cannot_be_fetched_are_a_failure(say, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to huggingface.co")
 
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", offline)
     code, _, err = say("timm:resnet18", "data=digits")
     assert code == 1
     assert "timm:resnet18: its weights cannot be had (no route" in err

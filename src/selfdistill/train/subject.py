@@ -101,7 +101,7 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
         size = [f"views.size={min(source.train.pixels.shape[2:])}"] if isinstance(source.train, Pixels) else []
         words = [f"encoder.channels={source.train.channels}", "views.mean=[0]", "views.std=[1]", *size, *words]
     recipe, source, _ = resolve(base, words, source)
-    if Path(name).suffix in WEIGHTS:
+    if name not in (RAW, RANDOM):
         recipe = recipe.model_copy(update={"init_from": name})
     return Subject(name, _placed(_built(name, recipe)).eval(), recipe, source)
 
@@ -143,8 +143,8 @@ def _of_timm(name: str) -> list[str]:
     if cfg is None or not cfg.has_weights:
         hint = did_you_mean(model, timm.list_models(pretrained=True), TIMM)
         raise Misuse(f"{name}: timm {timm.__version__} has no pretrained weights of that name.{hint}")
-    own = ["preset=none", f"encoder={name}", "encoder.options={pretrained: true}", f"views.size={cfg.input_size[-1]}"]
-    return [*own, f"views.mean={list(cfg.mean)}", f"views.std={list(cfg.std)}"]
+    size = [f"views.size={cfg.input_size[-1]}", f"views.mean={list(cfg.mean)}", f"views.std={list(cfg.std)}"]
+    return ["preset=none", f"encoder={name}", *size]
 
 
 def _noted(file: Path) -> list[str]:
