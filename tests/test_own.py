@@ -10,8 +10,10 @@ import yaml
 
 import selfdistill as sd
 from selfdistill import own, settings
+from selfdistill.ablate import cells
 from selfdistill.parts.loss import LOSSES, MSE
 from selfdistill.parts.schedule import Schedule
+from selfdistill.train.resolve import resolve
 from tests.conftest import TINY
 
 FILE = """
@@ -128,6 +130,7 @@ from selfdistill.parts.head import Width
 from selfdistill.parts.loss import Pairwise
 from selfdistill.parts.predictor import Learned
 from selfdistill.parts.schedule import Schedule
+from selfdistill.train.resolve import resolve
 from selfdistill.parts.target import SoftmaxTarget
 from selfdistill.parts.teacher import Copy
 
@@ -256,15 +259,17 @@ def test_an_ingredient_for_each_slot_from_a_file_named_with_use(mine, tmp_path):
 
 
 def test_the_lab_loads_the_file_in_its_processes(mine, tmp_path):
-    asked = ["data=digits", "teacher=swing", *SMALL, "--edits", "predictor", "--use", "mine.py", "--out", "lab"]
-    code, out, err = mine("ablate", "simsiam", *asked)
-    assert code == 0, out + err
-    code, out, _ = mine("ablate", "simsiam", *asked)
-    assert "2 runs, 2 of them done" in out
+    sd.use(tmp_path / "mine.py")
+    recipe = resolve(sd.METHODS["simsiam"], ["data=digits", "teacher=swing", *SMALL])[0]
+    cell = cells.cell(recipe, tmp_path / "lab")
+    assert cells.train_all([cell], 1, print) == []
+    assert cell.done
     with (tmp_path / "mine.py").open("a") as file:
         file.write("# another teacher, perhaps\n")
-    code, out, _ = mine("ablate", "simsiam", *asked, "--plan")
-    assert "2 runs, 0 of them done" in out
+    assert cells.cell(recipe, tmp_path / "lab").folder != cell.folder
+    code, out, err = mine("ablate", "simsiam", "data=digits", "teacher=swing", *SMALL, "--use", "mine.py", "--plan")
+    assert code == 0, err
+    assert "0 of them done" in out
 
 
 def test_a_wrong_value_of_ones_own(mine):
