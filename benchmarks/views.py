@@ -5,7 +5,8 @@
 A: 32 x 32 colour pixels in memory to SimSiam's two views, with blur and jitter.
 B: JPEG of 500 x 375 to DINO's 2 x 224 + 8 x 96, decoded and cropped, ready for a GPU's colour operations.
 C: the same to normalised float tensors, all on the CPU.
-Rates are images per second of all processes together, medians over rounds; each round runs every contestant once.
+Rates are images per second of all processes together, by their own CPU time (each is one thread that never waits), so that a neighbour's
+work counts for little; medians over rounds, and each round runs every contestant once.
 """
 
 import argparse
@@ -212,9 +213,9 @@ def timed(make: Callable[[], Callable[[], None]], barrier: mp.Barrier, seconds: 
     run()
     for _ in range(rounds):
         barrier.wait()
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        seconds.put(time.perf_counter() - start)
+        seconds.put(time.process_time() - start)
         barrier.wait()
 
 
