@@ -13,6 +13,7 @@ from selfdistill.data.reading import Photo, open_photo
 from selfdistill.methods import METHODS
 from selfdistill.views.augment import draws
 from selfdistill.views.crop import DRAWS, crop_boxes
+from selfdistill.views.fused import cut_crops
 
 RECIPE = METHODS["dino"].edit(["views.size=48", "views.locals.size=24", "seed=3"])
 
@@ -41,7 +42,7 @@ def expected(pixels, epoch):
 
 
 def same(ours, theirs):
-    """To a grey level: torchvision rounds between rows and columns too."""
+    """To a grey level: both round between columns and rows, torchvision takes the rows first."""
     assert ours.shape == theirs.shape
     off = ours.int() - theirs.int()
     assert off.abs().max() <= 1
@@ -55,6 +56,19 @@ def test_crops_are_torchvisions_to_a_grey_level(tmp_path, photo):
         assert ours.shape == (2, *theirs.shape)
         assert torch.equal(ours[0], ours[1])
         same(ours[0], theirs)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 45])
+def test_boxes_of_any_shape_and_crops_of_any_size(size):
+    """Of noise, where every rounding shows: down to one pixel, up to all, magnified and squeezed to a few."""
+    rng = np.random.default_rng(size)
+    pixels = rng.integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    corner, sides = rng.integers(0, (30, 40), (40, 2)), np.exp(rng.uniform(0, np.log((31, 43)), (40, 2))).astype(int)
+    boxes = np.concatenate([np.concatenate([corner, sides], 1), [[0, 0, 61, 83], [60, 82, 1, 1], [0, 5, 61, 1]]])
+    crops = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8)
+    cut_crops(pixels, boxes, crops)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    same(crops, torch.stack([tv.resized_crop(image, *box, [size, size], antialias=True) for box in boxes.tolist()]))
 
 
 def test_a_large_jpeg_is_decoded_small_and_hardly_differs(tmp_path, photo, monkeypatch):

@@ -201,11 +201,12 @@ class _Crops(Dataset[Any]):
             torch.stack([crop_boxes(draws(self.recipe.seed, epoch, ids, v)[:, :DRAWS], height, width, how) for v, _, how in views], 1)
             for views in self.sizes
         ]  # [b, V, 4] for each size
+        needs = [views[0][1] / of[..., 2:].amin((1, 2)) for views, of in zip(self.sizes, boxes, strict=True)]  # [b] for each size
+        need = (SPARE * torch.stack(needs).amax(0)).tolist()
         for n, place in enumerate(places):
-            need = SPARE * max(float(size[0][1] / of[n, :, 2:].min()) for size, of in zip(self.sizes, boxes, strict=True))
-            pixels = attempt(place, partial(Photo.pixels, scale=need))
+            pixels = attempt(place, partial(Photo.pixels, scale=need[n]))
             if pixels is not None:
-                scale = pixels.shape[0] / float(height[n])
+                scale = pixels.shape[0] / sides[place][0]
                 for out, of in zip(crops, boxes, strict=True):
                     _resize(pixels, of[n], scale, out[place])
         return torch.tensor(left, dtype=torch.long)

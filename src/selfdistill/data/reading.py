@@ -24,6 +24,10 @@ SIDEWAYS = (5, 6, 7, 8)
 ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
+HEAD = 8192
+"""bytes that hold a JPEG's header, unless it brings a colour profile or a preview"""
+
+
 class BadImage(ValueError):
     """The file at `path` is not an image that can be trained on, and `reason` says why."""
 
@@ -56,10 +60,16 @@ def extensions() -> frozenset[str]:
 class Photo:
     """An image whose header is read, `height` x `width` pixels when upright; its pixels on demand."""
 
-    def __init__(self, image: ImageFile.ImageFile, file: BinaryIO):
-        self._image, self._file = image, file
-        self._turned = _orientation(image)
-        self.width, self.height = reversed(image.size) if self._turned in SIDEWAYS else image.size
+    def __init__(self, file: BinaryIO):
+        self._file, self._image, size = file, None, _plain_jpeg(file)
+        if size:
+            _check_size(*size)
+            self._is_plain, (self.width, self.height) = True, size
+            return
+        self._image = image = _by_pillow(file)
+        turned = _orientation(image)
+        self._is_plain = image.format == "JPEG" and image.mode == "RGB" and turned == 1
+        self.width, self.height = reversed(image.size) if turned in SIDEWAYS else image.size
 
     def pixels(self, scale: float = 1.0) -> np.ndarray:
         """uint8 [H, W, 3]: RGB, upright by its EXIF orientation, transparency laid on white, the first frame of several.
@@ -69,22 +79,22 @@ class Photo:
         scale: of what is needed; a JPEG is decoded at the smallest n/8 of its size (a DCT of n x n) that leaves as much.
         """
         scale = min(scale, 1.0)
-        if self._image.format == "JPEG" and self._image.mode == "RGB" and self._turned == 1:
+        if self._is_plain:
             self._file.seek(0)
             with suppress(ValueError):  # what libjpeg-turbo warns of, Pillow may read all the same
                 least = {"min_width": math.ceil(self.width * scale), "min_height": math.ceil(self.height * scale)}
                 return simplejpeg.decode_jpeg(self._file.read(), "RGB", min_factor=1, **least)
             self._file.seek(0)
-        width, height = self._image.size
-        self._image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        return np.array(_upright_rgb(self._image))  # a copy: Pillow's own is not writable
+        image = self._image or _by_pillow(self._file)
+        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        return np.array(_upright_rgb(image))  # a copy: Pillow's own is not writable
 
 
 @contextmanager
 def open_photo(path: Path, content: bytes | None = None) -> Iterator[Photo]:
     """The image at `path`, or in `content`, which `path` then only names. Raises BadImage, also for what its reader meets."""
-    with _opened(path, content) as (image, file):
-        yield Photo(image, file)
+    with _opened(path, content) as file:
+        yield Photo(file)
 
 
 def read_image(path: Path, at_least: int | None = None) -> Image.Image:
@@ -96,7 +106,8 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
 def inspect(path: Path) -> str | None:
     """Why `path` is a bad image, or None. A JPEG or PNG costs a header and a tail; what looks cut and other formats are decoded."""
     try:
-        with _opened(path) as (image, file):
+        with _opened(path) as file:
+            image = _by_pillow(file)
             ending = ENDINGS.get(image.format or "")
             if ending is None or ending not in _tail(file):
                 _upright_rgb(image)
@@ -115,17 +126,11 @@ def _regular(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _opened(path: Path, content: bytes | None = None) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
-    """The image and its file, header read and size checked. Whatever goes wrong while it is open is a BadImage."""
+def _opened(path: Path, content: bytes | None = None) -> Iterator[BinaryIO]:
+    """The file, or its content. Whatever goes wrong while it is open is a BadImage."""
     try:
-        with _regular(path) if content is None else io.BytesIO(content) as file, Image.open(file, formats=formats()) as image:
-            width, height = image.size
-            limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice its limit
-            if limit is not None and width * height > limit:
-                raise BadImage(path, f"{width}x{height} pixels, more than Pillow's limit of {limit} (a decompression bomb?)")
-            if min(width, height) < 2:
-                raise BadImage(path, f"{width}x{height} pixels, smaller than 2x2")
-            yield image, file
+        with _regular(path) if content is None else io.BytesIO(content) as file:
+            yield file
     except BadImage:
         raise
     except UnidentifiedImageError as error:
@@ -133,6 +138,35 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[tuple[ImageFil
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged data: struct.error, SyntaxError, IndexError...
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise BadImage(path, reason) from error
+
+
+def _by_pillow(file: BinaryIO) -> ImageFile.ImageFile:
+    """Header read and size checked."""
+    image = Image.open(file, formats=formats())
+    _check_size(*image.size)
+    return image
+
+
+def _plain_jpeg(file: BinaryIO) -> tuple[int, int] | None:
+    """(width, height) of a JPEG of three channels whose first bytes are all of its header, none of it an APP1, where EXIF and XMP may
+    turn an image. None leaves a file to Pillow, whose look at a header costs thirty times as much."""
+    head = file.read(HEAD)
+    if head.startswith(b"\xff\xd8\xff") and b"\xff\xe1" not in head:
+        with suppress(ValueError):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(head)
+            if colours in ("YCbCr", "RGB"):
+                return width, height
+    file.seek(0)
+    return None
+
+
+def _check_size(width: int, height: int) -> None:
+    """Raises ValueError."""
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice its limit
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width}x{height} pixels, more than Pillow's limit of {limit} (a decompression bomb?)")
+    if min(width, height) < 2:
+        raise ValueError(f"{width}x{height} pixels, smaller than 2x2")
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

@@ -10,7 +10,6 @@ from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS as CROP
 from selfdistill.views.crop import crop_and_resize, crop_boxes, rectangles
 from selfdistill.views.draw import uniform
-from selfdistill.views.folded import colour_map
 from selfdistill.views.fused import Drawn, fused
 from selfdistill.views.masks import block_masks
 from selfdistill.views.spec import Augment, Crops
@@ -65,7 +64,7 @@ def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Tens
 def _view(images: Tensor, n: int, boxes: Tensor | None, u: Tensor, how: Augment, spec: Crops, out: Tensor) -> None:
     """The n-th image of each of [B, N, C, H, W], its box or, of one that is cut already, all of it, into `out` [B, C, S, S]."""
     size, flip = out.shape[-1], u[:, FLIP] < how.flip
-    if FUSED and out.device.type == "cpu" and spec.colour == "exact":
+    if FUSED and out.device.type == "cpu":
         whole = torch.tensor([0, 0, size, size]).expand(len(u), 4)
         blurred = torch.where(u[:, BLUR] < how.blur, _sigma(u, how), 0.0)
         drawn = Drawn(
@@ -82,26 +81,19 @@ def _view(images: Tensor, n: int, boxes: Tensor | None, u: Tensor, how: Augment,
         x = images[:, n]
         finish(torch.where(flip[:, None, None, None], x.flip(-1), x), u, how, spec, out)
     else:
-        folded = spec.colour == "folded" and how.blur > 0
-        blur = color.blur_matrix(_sigma(u, how), size, u[:, BLUR] < how.blur) if folded else None
-        finish(crop_and_resize(images[:, n], boxes, size, flip, blur), u, how, spec, out, blurred=folded)
+        finish(crop_and_resize(images[:, n], boxes, size, flip), u, how, spec, out)
 
 
-def finish(crops: Tensor, u: Tensor, how: Augment, spec: Crops, out: Tensor, blurred: bool = False) -> None:
-    """Crops [B, C, S, S], uint8 or float in [0, 1], into `out`: jitter, grey, blur unless it is done, solarise, normalise, erase."""
+def finish(crops: Tensor, u: Tensor, how: Augment, spec: Crops, out: Tensor) -> None:
+    """Crops [B, C, S, S], uint8 or float in [0, 1], into `out`: jitter, grey, blur, solarise, normalise, erase."""
     n = max(1, CACHE // (4 * crops[0].numel())) if crops.device.type == "cpu" else len(crops)
-    colours = _colour_map(crops, u, how, n) if spec.colour == "folded" else None
     for i in range(0, len(crops), n):
         x, part = crops[i : i + n].contiguous(), u[i : i + n]
         x = x if x.is_floating_point() else x.float() / 255
-        if colours:
-            x = torch.baddbmm(colours[1][i : i + n], colours[0][i : i + n], x.flatten(2)).clamp_(0, 1).view(x.shape)
-        else:
-            x = _jitter(x, part, how)
-            if x.shape[1] == 3:
-                x = _some(x, part[:, GREY] < how.grey, lambda x: color.grey(x).expand(-1, 3, -1, -1))
-        if not blurred:
-            x = _some(x, part[:, BLUR] < how.blur, color.blur, _sigma(part, how))
+        x = _jitter(x, part, how)
+        if x.shape[1] == 3:
+            x = _some(x, part[:, GREY] < how.grey, lambda x: color.grey(x).expand(-1, 3, -1, -1))
+        x = _some(x, part[:, BLUR] < how.blur, color.blur, _sigma(part, how))
         x = _some(x, part[:, SOLARIZE] < how.solarize, color.solarize)
         out[i : i + n] = _erase(normalize(x, spec), part[:, ERASE], how.erase)
 
@@ -148,13 +140,6 @@ def _jitter(x: Tensor, u: Tensor, how: Augment) -> Tensor:
         if how.hue and x.shape[1] == 3:
             x = _some(x, (op == HUE) & (factors[:, HUE] != 0), color.hue, factors[:, HUE])
     return x
-
-
-def _colour_map(crops: Tensor, u: Tensor, how: Augment, n: int) -> tuple[Tensor, Tensor]:
-    """The same draws, and grey, as one affine map of the colours of each image; n images are looked at together."""
-    scale = 1 if crops.is_floating_point() else 255
-    mean = torch.cat([x.float().mean((2, 3)) for x in crops.split(n)]) / scale  # [B, C]
-    return colour_map(mean, *_jitters(u, how, crops.shape[1]), u[:, GREY] < how.grey)
 
 
 def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:

@@ -61,14 +61,12 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
     return down @ x @ across.mT
 
 
-def blur_matrix(sigma: Tensor, n: int, chosen: Tensor | None = None) -> Tensor:
-    """[B, n, n]: the blur along an axis of n pixels as a matrix, borders reflected; the identity for images that are not `chosen` [B]."""
+def blur_matrix(sigma: Tensor, n: int) -> Tensor:
+    """[B, n, n]: the blur along an axis of n pixels as a matrix, borders reflected."""
     radius = max(1, n // 20)
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     weight = weight / weight.sum(1, keepdim=True)  # [B, k]
-    if chosen is not None:
-        weight = torch.where(chosen[:, None], weight, (taps == 0).float())
     where = F.pad(torch.arange(n, dtype=torch.float)[None], (radius, radius), mode="reflect")[0]
     source = where.long().to(sigma.device).unfold(0, len(taps), 1)  # [n, k]
     band = weight.new_zeros(len(weight), n, n)

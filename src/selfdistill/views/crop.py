@@ -54,18 +54,16 @@ def resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tens
     return weight.div_(weight.sum(-1, keepdim=True))
 
 
-def crop_and_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None, blur: Tensor | None = None) -> Tensor:
+def crop_and_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
     """uint8 images [B, C, H, W] and boxes [B, 4] to float crops [B, C, size, size] in [0, 1].
 
-    flip: [B], which are mirrored; blur: [B, size, size], a filter along rows and columns: both cost no pass over the pixels.
+    flip: [B], which are mirrored, at no cost.
     """
     B, C, H, W = images.shape
     top, left, height, width = boxes.unbind(1)
     rows, columns = resize_weights(top, height, H, size), resize_weights(left, width, W, size)  # [B, S, H], [B, S, W]
     if flip is not None:
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    if blur is not None:
-        rows, columns = blur @ rows, blur @ columns
     x = images.transpose(1, 2).reshape(B, H, C * W).float()  # one product for all channels
     x = (rows / 255) @ x  # [B, S, C W]
     return (x.view(B, size * C, W) @ columns.mT).view(B, size, C, size).transpose(1, 2)  # [B, C, S, S]

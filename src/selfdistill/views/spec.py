@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -80,12 +80,21 @@ class Crops(Spec):
     """small crops besides; none: global views only"""
     masks: BlockMasks | None = None
     """patches of the global views hidden from the student; none: all are seen"""
-    colour: Literal["exact", "folded"] = "exact"
-    """exact: brightness, contrast, saturation and hue one after the other, as torchvision has them; folded: as one affine map of an
-    image's colours, hue turned in YIQ and nothing clamped between, and a blur folded into the crop (views/folded.py: how far it is off)"""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """of the channels, images in [0, 1]; one value serves all channels"""
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, fields: Any) -> Any:
+        """Recipes said `colour: exact`, the only chain of colours that is left."""
+        if not isinstance(fields, dict) or "colour" not in fields:
+            return fields
+        if fields["colour"] != "exact":
+            raise ValueError(
+                f"colour={fields['colour']} is no longer there: take the line out, and the colours are torchvision's exact ones"
+            )
+        return {name: value for name, value in fields.items() if name != "colour"}
 
     def of_each_size(self, globals: int) -> list[list[tuple[int, int, Augment]]]:
         """(view, size, augmentation) of `globals` global views, then of the local ones."""
