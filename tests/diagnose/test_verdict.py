@@ -62,7 +62,7 @@ DOMINATED = UNIFORM | {"target_entropy": 0.01, "target_usage_entropy": 0.02, "lo
         ("byol", ["teacher.tau.base=1"], COLLAPSED, "Table 5a", "teacher.tau.base"),
         ("byol", ["teacher=shared"], COLLAPSED, "Table 21", "lr_scale"),
         ("moco", ["terms.views.loss=cosine"], COLLAPSED, "without predictor", "predictor=mlp"),
-        ("mean-teacher", ["terms.labels.weight=0"], COLLAPSED, "without predictor", "predictor=mlp"),
+        ("mean-teacher", ["terms.labels.weight=0"], COLLAPSED, "labels", "terms.labels.weight=1"),
         ("dino", ["terms.views.loss.target.temperature={base: 0.1}"], UNIFORM, "no sharper", "Sharpen"),
         ("dino", [], UNIFORM, "a small ViT", "projector.bn=hidden"),
         ("swav", [], UNIFORM, "sharpening is there", "epsilon"),

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from selfdistill.diagnose.causes import State, cause_of
+from selfdistill.diagnose.causes import State, cause_of, over_classes
 from selfdistill.recipe import Recipe
 
 COLLAPSED_STD = 0.2
 """of output_std: a healthy run is near 1, SimSiam without stop-gradient goes to 0 (Fig. 2)"""
-LOW_RANK = 0.02
-"""effective rank over the output's dimension (or the number of samples, if smaller) below which dimensions are lost"""
+LOW_RANK = 1 / 3
+"""of ln(rank_limit): the entropy of the singular values, which is ln(effective rank), below it has lost dimensions. 0 is one direction,
+1 all of them alike"""
 ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
@@ -57,11 +58,14 @@ def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
 
 def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, str]:
     loss, std = metrics.get("loss"), metrics["output_std"]
-    rank, limit = metrics["effective_rank"], metrics["rank_limit"]
+    rank, limit = max(metrics["effective_rank"], metrics.get("direction_rank", 0.0)), metrics["rank_limit"]
     beside = "" if loss is None else f", loss {loss:.3f}"
     if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)) or abs(loss or 0.0) > ABSURD:
         return "diverged", f"output_std {std}{beside}."
-    if metrics.get("target_entropy") is not None:
+    targets = metrics.get("target_entropy") is not None
+    if targets and recipe is not None and over_classes(recipe):
+        return _of_classes(metrics, beside)
+    if targets:
         most = math.log(metrics["target_outputs"])
         h, usage = metrics["target_entropy"], metrics["target_usage_entropy"]
         if h > UNIFORM * most and std < VARIED_STD:
@@ -75,12 +79,27 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
                 "dominated-target",
                 f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}.",
             )
+    of_rank = f"effective rank {rank:.3g} of at most {limit:.0f}"
     if std < COLLAPSED_STD:
-        return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
-    if rank < max(2.0, LOW_RANK * limit):
-        evidence = f"effective rank {rank:.1f} of at most {limit:.0f}, output_std {std:.2f}: the outputs span few dimensions."
-        return "dimensional-collapse", evidence
-    return "healthy", f"output_std {std:.2f}, effective rank {rank:.0f} of at most {limit:.0f}."
+        live = metrics.get("live_channels", 0)
+        if not live:
+            return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
+        return "dimensional-collapse", f"output_std {std:.3f}, {of_rank}: {live} channels vary, the others are constant."
+    if limit > 1 and math.log(max(rank, 1)) < LOW_RANK * math.log(limit):
+        return "dimensional-collapse", f"{of_rank}, output_std {std:.2f}: the outputs span few dimensions."
+    return "healthy", f"output_std {std:.2f}, {of_rank}."
+
+
+def _of_classes(metrics: Mapping[str, Any], beside: str) -> tuple[State, str]:
+    """Of a consistency loss, which any constant brings to 0, uniform or not: what distributions over classes say of their image is the
+    mutual information of the two, H(mean q) - mean H(q). Soft ones say little, and are none the worse while their logits vary."""
+    most, h, usage = math.log(metrics["target_outputs"]), metrics["target_entropy"], metrics["target_usage_entropy"]
+    evidence = (
+        f"the targets' entropy is {h:.2f}, of their mean {usage:.2f}, ln K = {most:.2f}, output_std {metrics['output_std']:.2f}{beside}"
+    )
+    if usage - h < (1 - UNIFORM) * most and metrics["output_std"] < VARIED_STD:
+        return "collapsed", f"{evidence}: every image gets the same."
+    return "healthy", f"{evidence}."
 
 
 def since(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
