@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 from collections import Counter
@@ -21,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import selfdistill as sd
 from selfdistill.data.images import spread
+from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.causes import over_classes
 from selfdistill.diagnose.metrics import directions
 from selfdistill.diagnose.verdict import Verdict, judge, since
@@ -33,7 +34,8 @@ from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.train.diagnosis import projections
 from selfdistill.train.run import Run
-from selfdistill.train.trained import siamese_of
+from selfdistill.train.trained import SEED, siamese_of
+from selfdistill.views.augment import views_of_pixels
 
 HEALTHY, COLLAPSED, DIMENSIONAL = "healthy", "collapsed", "dimensional-collapse"
 UNIFORM, DOMINATED, DIVERGED = "uniform-target", "dominated-target", "diverged"
@@ -64,7 +66,8 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case(m, (HEALTHY,), source="the method itself", epochs=10) for m in ("simsiam", "byol", "simclr", "moco", "mean-teacher")),
+    *(Case(m, (HEALTHY,), source="the method itself", epochs=10) for m in ("simsiam", "byol", "simclr", "moco")),
+    Case("mean-teacher", (HEALTHY,), source="the method itself", epochs=20),
     Case("swav", (HEALTHY,), source="the method itself", epochs=10),
     Case("swav", (HEALTHY,), source="the method itself", epochs=40),
     Case("dino", (HEALTHY,), source="the method itself", epochs=15),
@@ -91,7 +94,7 @@ CASES = [
     Case("moco", CONSTANT, COSINE, (), "no negatives: BYOL without predictor, Table 5b", 5, "predictor=mlp"),
     Case("swav", CONSTANT, COSINE, (), "no prototypes: SimSiam without predictor, Table 1a", 5, "predictor=mlp"),
     Case("swav", (UNIFORM,), "terms.views.loss.epsilon=100", (), "codes without sharpening", 5, "epsilon"),
-    Case("dino", TARGETS, "", ("momentum-teacher",), "DINO Table 7, row 2", 10, "teacher=ema"),
+    Case("dino", (*TARGETS, DIMENSIONAL), "", ("momentum-teacher",), "DINO Table 7, row 2: kNN 0.1 %", 10, "teacher=ema"),
     Case("dino", (DOMINATED,), "terms.views.loss.target.momentum=0.999", (), "DINO App. D", 10, "momentum=0.9"),
     Case("byol", CONSTANT, "projector.out=64 predictor=least-squares", ("momentum-teacher",), "a linear predictor, of each batch"),
     Case("byol", (HEALTHY,), "teacher.tau.base=1", (), "BYOL Table 5a: poor, no collapse"),
@@ -120,10 +123,11 @@ def run(case: Case, seed: int, out: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def at_end(made: Run) -> dict[str, float]:
-    """Of held-out images, in eval mode: how alike the projections of two images are, and the targets and predictions of a loss that
-    compares distributions."""
-    siamese = siamese_of(made)
-    z = projections(made, spread(made.source.test or made.source.train, 400), 2)  # [2, N, D]
+    """Of held-out images, in eval mode. own, others: the cosine of projections of two views of an image, of two images. directions: those
+    that hold 95 % of the directions' variance. Of a loss over outputs, and the targets q: apart, the total variation between two
+    images, in [0, 1]; largest, the share of all images that one output has."""
+    images = spread(made.source.test or made.source.train, 400)
+    z = projections(made, images, 2)  # [2, N, D]
     if not torch.isfinite(z).all():
         return {"finite": 0}
     of = directions(z)
@@ -135,38 +139,37 @@ def at_end(made: Run) -> dict[str, float]:
         "others": float((of[0] * of[1].roll(1, 0)).sum(-1).mean()),
         "directions": int((share < 0.95).sum()) + 1,
     }
-    now = Progress(made.metrics[-1]["step"], 1, made.metrics[-1]["step"])
-    for name in siamese.recipe.terms:
-        loss = siamese.get_submodule(f"terms.{name}.loss")
-        if isinstance(loss, OverOutputs) and siamese.recipe.terms[name].on == "cls":
-            target, log_p = loss.distributions(siamese.predictor(z[0])[None], z[1:], now)
-            found |= {f"{k}_{who}": v for who, q in (("target", target[0]), ("student", log_p[0].exp())) for k, v in of_outputs(q).items()}
+    siamese, recipe, step = siamese_of(made), made.recipe, made.metrics[-1]["step"]
+    losses = [siamese.get_submodule(f"terms.{name}.loss") for name, term in recipe.terms.items() if term.on == "cls"]
+    if any(isinstance(loss, OverOutputs) for loss in losses):
+        pixels = in_memory(images, recipe.views, recipe.workers).pixels
+        drawn = [views_of_pixels(pixels[i], i, recipe.views, 2, SEED, 0) for i in torch.arange(len(pixels)).split(64)]
+        p, t = (torch.cat(views, 1) for views in zip(*((p.cls[:2], t.cls) for _, p, t in map(siamese.outputs, drawn)), strict=True))
+        loss = next(loss for loss in losses if isinstance(loss, OverOutputs))
+        q = loss.distributions(p, t, Progress(step, 1, step))[0][0]  # [N, K], of one view
+        found |= {"apart": float((q - q.roll(1, 0)).abs().sum(-1).mean() / 2), "largest": float(q.mean(0).max())}
     return found
 
 
-def of_outputs(q: Tensor) -> dict[str, float]:
-    """Of distributions q [N, K]: the total variation between two images, in [0, 1]; the share that the mean's largest output has, and how
-    many outputs an even mean would have of it."""
-    return {"apart": float((q - q.roll(1, 0)).abs().sum(-1).mean() / 2), "largest": float(q.mean(0).max()), "outputs": q.shape[-1]}
-
-
 def measured(row: dict[str, Any], recipe: Recipe) -> str:
-    """The state in which a run ended, by what the verdict does not look at. Of a loss over outputs, by the targets: two images' that
-    share four fifths are one, and a quarter of all images on one output is a collapse onto it. Of any other, by the projections: a
-    cosine of 0.95 between two images, or 95 % of the variance in two directions."""
+    """The state in which a run ended, by what the verdict does not look at. Of a loss over outputs, by the targets: a fifth of all
+    images on one output is a collapse onto it, and two images' that share 85 % are one. Of any other, by the projections: a
+    cosine of 0.95 between two images is a constant. Of either, 95 % of the variance in two directions is few."""
     end = row["end"]
-    if not end["finite"] or abs(row["probes"][-1]["loss"]) > 1e3:
+    if not end["finite"] or abs(row["probes"][-1]["loss"] or 0) > 1e3:
         return DIVERGED
-    if "apart_target" in end:
-        if over_classes(recipe):  # which any constant pleases
-            return COLLAPSED if end["apart_target"] < 0.2 else HEALTHY
-        return DOMINATED if end["largest_target"] > 0.25 else UNIFORM if end["apart_target"] < 0.2 else HEALTHY
-    return COLLAPSED if end["others"] > 0.95 else DIMENSIONAL if end["directions"] <= 2 else HEALTHY
+    few = end["directions"] <= 2
+    if "apart" not in end:
+        return COLLAPSED if end["others"] > 0.95 else DIMENSIONAL if few else HEALTHY
+    if over_classes(recipe):  # which any constant pleases
+        return COLLAPSED if end["apart"] < 0.15 else HEALTHY
+    return DOMINATED if end["largest"] > 0.2 else DIMENSIONAL if few else UNIFORM if end["apart"] < 0.15 else HEALTHY
 
 
 def judged(row: dict[str, Any], recipe: Recipe) -> tuple[list[Verdict], float]:
     """The verdict of each probe by the code as it is, and the epoch since which the last one holds."""
-    verdicts = [judge(probe, recipe) for probe in row["probes"]]
+    lost = dict.fromkeys(("loss", "output_std", "effective_rank", "direction_rank"), math.nan)  # metrics.jsonl has null for nan
+    verdicts = [judge({**probe, **{k: v for k, v in lost.items() if probe[k] is None}}, recipe) for probe in row["probes"]]
     began = since({"verdict": v.state, "epoch": probe["epoch"]} for v, probe in zip(verdicts, row["probes"], strict=True))
     assert began is not None
     return verdicts, began["epoch"]

@@ -151,7 +151,7 @@ CAUSES = (
         "terms.views.loss.target.momentum=0.9.",
     ),
     Cause(
-        TARGETS,
+        (*CONSTANT, *TARGETS),
         lambda r: _centre(r) > 0 and (r.teacher.kind == "shared" or _tau(r) < HASTY),
         "the teacher is the student of a moment ago, and centring does not hold without a slow one (DINO Table 7 row 2: 0.1 %).",
         "teacher=ema tau.base=0.99, or terms.views.loss.target=sinkhorn (Table 15).",
