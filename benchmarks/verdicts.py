@@ -107,9 +107,16 @@ CASES = [
 
 def run(case: Case, seed: int, out: Path) -> dict[str, Any]:
     """Trains a case and returns what is known of it: numbers of the probes, and of the end what `measured` looks at."""
-    settings = re.findall(r"\S+=(?:\{[^}]*\}|\S+)", case.settings)  # a value in braces has spaces
     made = sd.pretrain(
-        case.method, *settings, data="digits", epochs=case.epochs, seed=seed, without=case.without, probe_every=1, log="none", out=out
+        case.method,
+        *words(case.settings),
+        data="digits",
+        epochs=case.epochs,
+        seed=seed,
+        without=case.without,
+        probe_every=1,
+        log="none",
+        out=out,
     )
     return {
         **case._asdict(),
@@ -119,6 +126,11 @@ def run(case: Case, seed: int, out: Path) -> dict[str, Any]:
         "end": at_end(made),
         "wall_seconds": made.summary["wall_seconds"],
     }
+
+
+def words(settings: str) -> list[str]:
+    """Settings one by one; a value in braces has spaces."""
+    return re.findall(r"\S+=(?:\{[^}]*\}|\S+)", settings)
 
 
 @torch.no_grad()
@@ -175,6 +187,22 @@ def judged(row: dict[str, Any], recipe: Recipe) -> tuple[list[Verdict], float]:
     return verdicts, began["epoch"]
 
 
+READ = ("loss", "output_std", "live_channels", "effective_rank", "direction_rank", "rank_limit")
+READ_OF_TARGETS = ("target_entropy", "target_usage_entropy", "target_outputs")
+
+
+def recorded(found: list[tuple[Case, dict[str, Any], Recipe]]) -> str:
+    """JSON, a line a run: its case, its measured state, and of its last probe what the verdict reads, to four digits; nan as null."""
+    lines = []
+    for case, row, recipe in found:
+        last = row["probes"][-1]
+        read = {k: last[k] for k in (*READ, *READ_OF_TARGETS) if k in last and (k in READ or last[k] is not None)}
+        short = {k: v if v is None else float(f"{v:.4g}") for k, v in read.items()}
+        of = {"method": case.method, "settings": words(case.settings), "without": case.without, "names": case.names, "seed": row["seed"]}
+        lines.append(json.dumps({**of, "measured": measured(row, recipe), "probe": short}))
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
 def tables(found: list[tuple[Case, dict[str, Any], Recipe]]) -> str:
     """Markdown: the confusion table of seed 0 and of the other seeds, each run of seed 0, and whatever was not as it should be."""
     lines, notes = [], []
@@ -221,6 +249,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the runs; what is there already is not run again")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
+    parser.add_argument("--record", type=Path, help="write the last probes there, which tests/diagnose/test_known_runs.py judges")
     asked = parser.parse_args()
     found = []
     for seed in asked.seeds:
@@ -234,6 +263,8 @@ def main() -> None:
             if file.exists():
                 found.append((case, json.loads(file.read_text()), Recipe.from_yaml(folder / "recipe.yaml")))
     print(tables(found))
+    if asked.record:
+        asked.record.write_text(recorded(found))
 
 
 if __name__ == "__main__":
