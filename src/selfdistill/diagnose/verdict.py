@@ -44,7 +44,8 @@ class Verdict:
 
 
 def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
-    """From a probe's `output_std`, `effective_rank` and `rank_limit`, the most that rank could be; `loss` where there is one; and of
+    """From `describe.spread_of`: `output_std`, `effective_rank` and `rank_limit`, the most that rank could be, and where they are there
+    `live_channels`, and `direction_rank`, which counts where a heavy tail of lengths hides the rank; `loss` where there is one; and of
     targets that are distributions over K outputs `target_entropy`, `target_usage_entropy` and `target_outputs`, which is K. Without
     `recipe` there is no cause. Accuracy is no evidence: chance level alone is no collapse (SimSiam footnote 4)."""
     state, evidence = _state(metrics, recipe)
@@ -62,24 +63,12 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
     beside = "" if loss is None else f", loss {loss:.3f}"
     if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)) or abs(loss or 0.0) > ABSURD:
         return "diverged", f"output_std {std}{beside}."
-    targets = metrics.get("target_entropy") is not None
-    if targets and recipe is not None and over_classes(recipe):
-        return _of_classes(metrics, beside)
-    if targets:
-        most = math.log(metrics["target_outputs"])
-        h, usage = metrics["target_entropy"], metrics["target_usage_entropy"]
-        if h > UNIFORM * most and std < VARIED_STD:
-            return "uniform-target", f"the targets' entropy is {h:.2f} of ln K = {most:.2f}{beside}: every output is alike."
-        on_its_way = (
-            std < COLLAPSED_STD and usage < UNIFORM * most and (recipe is None or recipe.stop_gradient)
-        )  # the entropy falls for long
-        if usage < DOMINATED * most or on_its_way:
-            few = f"{max(1, round(math.exp(usage)))} of {metrics['target_outputs']:.0f} outputs dominate"
-            return (
-                "dominated-target",
-                f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}.",
-            )
-    of_rank = f"effective rank {rank:.3g} of at most {limit:.0f}"
+    if metrics.get("target_entropy") is not None:
+        if recipe is not None and over_classes(recipe):
+            return _of_classes(metrics, beside)
+        if (found := _of_targets(metrics, beside, recipe)) is not None:
+            return found
+    of_rank = f"effective rank {rank:.1f} of at most {limit:.0f}"
     if std < COLLAPSED_STD:
         live = metrics.get("live_channels", 0)
         if not live:
@@ -90,14 +79,28 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
     return "healthy", f"output_std {std:.2f}, {of_rank}."
 
 
+def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None) -> tuple[State, str] | None:
+    """Of a cross-entropy, which has two ways to collapse (DINO Sec. 5.3); None where neither is taken."""
+    std, outputs, h, usage = (metrics[k] for k in ("output_std", "target_outputs", "target_entropy", "target_usage_entropy"))
+    most = math.log(outputs)
+    if h > UNIFORM * most and std < VARIED_STD:
+        return "uniform-target", f"the targets' entropy is {h:.2f} of ln K = {most:.2f}{beside}: every output is alike."
+    stopped = recipe is None or recipe.stop_gradient
+    on_its_way = std < COLLAPSED_STD and usage < UNIFORM * most and stopped  # the entropy falls for long
+    if usage < DOMINATED * most or on_its_way:
+        few = f"{max(1, round(math.exp(usage)))} of {outputs:.0f} outputs dominate"
+        evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}."
+        return "dominated-target", evidence
+    return None
+
+
 def _of_classes(metrics: Mapping[str, Any], beside: str) -> tuple[State, str]:
     """Of a consistency loss, which any constant brings to 0, uniform or not: what distributions over classes say of their image is the
     mutual information of the two, H(mean q) - mean H(q). Soft ones say little, and are none the worse while their logits vary."""
     most, h, usage = math.log(metrics["target_outputs"]), metrics["target_entropy"], metrics["target_usage_entropy"]
-    evidence = (
-        f"the targets' entropy is {h:.2f}, of their mean {usage:.2f}, ln K = {most:.2f}, output_std {metrics['output_std']:.2f}{beside}"
-    )
-    if usage - h < (1 - UNIFORM) * most and metrics["output_std"] < VARIED_STD:
+    std = metrics["output_std"]
+    evidence = f"the targets' entropy is {h:.2f}, of their mean {usage:.2f}, ln K = {most:.2f}, output_std {std:.2f}{beside}"
+    if usage - h < (1 - UNIFORM) * most and std < VARIED_STD:
         return "collapsed", f"{evidence}: every image gets the same."
     return "healthy", f"{evidence}."
 
