@@ -187,7 +187,7 @@ def judged(row: dict[str, Any], recipe: Recipe) -> tuple[list[Verdict], float]:
     return verdicts, began["epoch"]
 
 
-READ = ("loss", "output_std", "live_channels", "effective_rank", "direction_rank", "rank_limit")
+READ = ("loss", "output_std", "live_channels", "effective_rank", "direction_rank", "spanned", "rank_limit")
 READ_OF_TARGETS = ("target_entropy", "target_usage_entropy", "target_outputs")
 
 

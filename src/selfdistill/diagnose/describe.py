@@ -16,6 +16,7 @@ READING = {
     "centre_norm": "0 centred, 1 all point one way",
     "effective_rank": "of at most min(images - 1, dimensions)",
     "direction_rank": "participation ratio, every length made 1",
+    "spanned": "directions that vary at all, of as many",
     "rankme": "the same, uncentred",
     "participation_ratio": "the same, by the large directions",
     "alpha_req": "slope of the spectrum; near 1 is best there",
@@ -33,12 +34,14 @@ SAMPLES = 4_096
 def spread_of(z: Tensor) -> dict[str, float]:
     """What the verdict asks of z [N, D]: does it vary, in how many channels, and along how many directions of the `rank_limit` that N
     centred embeddings of D dimensions can span."""
+    of_directions = metrics.spectrum(metrics.directions(z))
     return {
         "output_std": metrics.output_std(z),
         "live_channels": metrics.live_channels(z),
         "centre_norm": metrics.centre_norm(z),
         "effective_rank": metrics.effective_rank(z),
-        "direction_rank": metrics.participation_ratio(metrics.spectrum(metrics.directions(z))),
+        "direction_rank": metrics.participation_ratio(of_directions),
+        "spanned": metrics.spanned(of_directions),
         "rank_limit": min(len(z) - 1, z.shape[-1]),
     }
 

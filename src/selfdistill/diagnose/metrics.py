@@ -14,6 +14,8 @@ from selfdistill.diagnose.outputs import entropy
 
 FLOOR = 1e-6
 """of the largest magnitude: a root mean square below it is fp32's rounding"""
+NOISE = 1e-10
+"""of the largest eigenvalue: those below are fp32's rounding"""
 
 
 def _scaled(z: Tensor) -> tuple[Tensor, float]:
@@ -96,13 +98,18 @@ def participation_ratio(eigenvalues: Tensor) -> float:
     return float((eigenvalues / total).square().sum().reciprocal()) if total != 0 else 0.0
 
 
+def spanned(eigenvalues: Tensor) -> int:
+    """How many directions of a `spectrum` vary at all: the others are dimensional collapse to the letter (Jing et al. 2022, Fig. 2)."""
+    return int((eigenvalues > NOISE * eigenvalues.max()).sum())
+
+
 def alpha_req(eigenvalues: Tensor, first: int = 4, last: int = 100) -> float:
     """alpha of the power law l_i ~ i^-alpha, fitted to a `spectrum` in logarithms (alpha-ReQ: Agrawal et al. 2022; near 1 is best there).
 
     The paper does not say over which i: its code takes ranks 4 to 100 with weights 1 / i, as here; all ranks where there are fewer
     than 10 of those. nan when fewer than 3 eigenvalues stand out of fp32's noise.
     """
-    signal = eigenvalues[eigenvalues > 1e-10 * eigenvalues.max()].double()
+    signal = eigenvalues[eigenvalues > NOISE * eigenvalues.max()].double()
     if len(signal) < 3:
         return math.nan
     start = first - 1 if min(last, len(signal)) - first >= 9 else 0

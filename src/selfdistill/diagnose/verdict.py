@@ -16,6 +16,8 @@ COLLAPSED_STD = 0.2
 LOW_RANK = 1 / 3
 """of ln(rank_limit): the entropy of the singular values, which is ln(effective rank), below it has lost dimensions. 0 is one direction,
 1 all of them alike"""
+SPANNED = 1 / 2
+"""of ln(rank_limit): ln of the directions that vary at all. That the others do not is certain, so more may be left than above"""
 ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
@@ -45,7 +47,7 @@ class Verdict:
 
 def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
     """From `describe.spread_of`: `output_std`, `effective_rank` and `rank_limit`, the most that rank could be, and where they are there
-    `live_channels`, and `direction_rank`, which counts where a heavy tail of lengths hides the rank; `loss` where there is one; and of
+    `live_channels`, `spanned`, and `direction_rank`, for lengths of a heavy tail, which hide the rank; `loss` where there is one; and of
     targets that are distributions over K outputs `target_entropy`, `target_usage_entropy` and `target_outputs`, which is K. Without
     `recipe` there is no cause. Accuracy is no evidence: chance level alone is no collapse (SimSiam footnote 4)."""
     state, evidence = _state(metrics, recipe)
@@ -74,8 +76,10 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
         if not live:
             return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
         return "dimensional-collapse", f"output_std {std:.3f}, {of_rank}: {live} channels vary, the others are constant."
-    if limit > 1 and math.log(max(rank, 1)) < LOW_RANK * math.log(limit):
-        return "dimensional-collapse", f"{of_rank}, output_std {std:.2f}: the outputs span few dimensions."
+    spanned = metrics.get("spanned", limit)
+    if limit > 1 and (rank < limit**LOW_RANK or spanned <= limit**SPANNED):
+        few = "the outputs span few dimensions" if rank < limit**LOW_RANK else f"{spanned} directions vary, the others are constant"
+        return "dimensional-collapse", f"{of_rank}, output_std {std:.2f}: {few}."
     return "healthy", f"output_std {std:.2f}, {of_rank}."
 
 
