@@ -60,7 +60,7 @@ def spectrum(z: Tensor) -> Tensor:
     if not torch.isfinite(z).all():
         return z.new_full((min(z.shape),), math.nan)
     unit, largest = _scaled(z)
-    return (torch.linalg.svdvals(_centred(unit)).double() * largest).square() / len(z)
+    return (_singular(_centred(unit)).double() * largest).square() / len(z)
 
 
 def effective_rank(z: Tensor) -> float:
@@ -82,13 +82,16 @@ def _centred(z: Tensor) -> Tensor:
     return (z.double() - z.double().mean(0)).float()
 
 
+def _singular(z: Tensor) -> Tensor:
+    """[min(N, D)] of z [N, D] whose largest magnitude is 1 or was before it was centred; 0 where what is left is rounding."""
+    return torch.linalg.svdvals(z) if z.norm() > FLOOR * z.numel() ** 0.5 else z.new_zeros(min(z.shape))
+
+
 def _rank(z: Tensor) -> float:
     if not torch.isfinite(z).all():
         return math.nan
-    singular = torch.linalg.svdvals(z)
-    if singular.norm() <= FLOOR * z.numel() ** 0.5:
-        return 0.0
-    return _perplexity(singular)
+    singular = _singular(z)
+    return _perplexity(singular) if singular.any() else 0.0
 
 
 def participation_ratio(eigenvalues: Tensor) -> float:
