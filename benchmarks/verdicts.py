@@ -135,9 +135,10 @@ def words(settings: str) -> list[str]:
 
 @torch.no_grad()
 def at_end(made: Run) -> dict[str, float]:
-    """Of held-out images, in eval mode. own, others: the cosine of projections of two views of an image, of two images. directions: those
-    that hold 95 % of the directions' variance. Of a loss over outputs, and the targets q: apart, the total variation between two
-    images, in [0, 1]; largest, the share of all images that one output has."""
+    """Of held-out images. In eval mode own, others: the cosine of projections of two views of an image, of two images; directions: those
+    that hold 95 % of the directions' variance. Of a loss over outputs the targets q, in train mode as a teacher's are while it trains (the
+    averages of its BatchNorm lag): apart, the total variation between two images, in [0, 1]; largest, the share that one output has;
+    of_ln_k, the cross-entropy over ln K."""
     images = spread(made.source.test or made.source.train, 400)
     z = projections(made, images, 2)  # [2, N, D]
     if not torch.isfinite(z).all():
@@ -151,31 +152,34 @@ def at_end(made: Run) -> dict[str, float]:
         "others": float((of[0] * of[1].roll(1, 0)).sum(-1).mean()),
         "directions": int((share < 0.95).sum()) + 1,
     }
-    siamese, recipe, step = siamese_of(made), made.recipe, made.metrics[-1]["step"]
-    losses = [siamese.get_submodule(f"terms.{name}.loss") for name, term in recipe.terms.items() if term.on == "cls"]
-    if any(isinstance(loss, OverOutputs) for loss in losses):
-        pixels = in_memory(images, recipe.views, recipe.workers).pixels
-        drawn = [views_of_pixels(pixels[i], i, recipe.views, 2, SEED, 0) for i in torch.arange(len(pixels)).split(64)]
-        p, t = (torch.cat(views, 1) for views in zip(*((p.cls[:2], t.cls) for _, p, t in map(siamese.outputs, drawn)), strict=True))
-        loss = next(loss for loss in losses if isinstance(loss, OverOutputs))
-        q = loss.distributions(p, t, Progress(step, 1, step))[0][0]  # [N, K], of one view
-        found |= {"apart": float((q - q.roll(1, 0)).abs().sum(-1).mean() / 2), "largest": float(q.mean(0).max())}
+    siamese, recipe, step = siamese_of(made).train(), made.recipe, made.metrics[-1]["step"]
+    for name, term in recipe.terms.items():
+        loss = siamese.get_submodule(f"terms.{name}.loss")
+        if term.on == "cls" and isinstance(loss, OverOutputs):
+            ids, pixels = torch.arange(len(images)), in_memory(images, recipe.views, recipe.workers).pixels
+            _, p, t = siamese.outputs(views_of_pixels(pixels, ids, recipe.views, 2, SEED, 0))
+            q, log_p = (x[side] for side, x in enumerate(loss.distributions(p.cls[:2], t.cls, Progress(step, 1, step))))  # [N, K]
+            found |= {"apart": float((q - q.roll(1, 0)).abs().sum(-1).mean() / 2), "largest": float(q.mean(0).max())}
+            found |= {"of_ln_k": float(-(q * log_p).sum(-1).mean()) / math.log(q.shape[-1])}
     return found
 
 
 def measured(row: dict[str, Any], recipe: Recipe) -> str:
-    """The state in which a run ended, by what the verdict does not look at. Of a loss over outputs, by the targets: a fifth of all
-    images on one output is a collapse onto it, and two images' that share 85 % are one. Of any other, by the projections: a
-    cosine of 0.95 between two images is a constant. Of either, 95 % of the variance in two directions is few."""
+    """The state in which a run ended, by what the verdict does not look at. Of projections: a cosine of 0.95 between two images is a
+    constant, 95 % of the variance in two directions is few. Of a cross-entropy's targets: a tenth of all images on one output is a collapse
+    onto it, a loss within 0.5 % of ln K the uniform one. Of a consistency loss's: two images' that share 85 % are one."""
     end = row["end"]
     if not end["finite"] or abs(row["probes"][-1]["loss"] or 0) > 1e3:
         return DIVERGED
-    few = end["directions"] <= 2
-    if "apart" not in end:
-        return COLLAPSED if end["others"] > 0.95 else DIMENSIONAL if few else HEALTHY
-    if over_classes(recipe):  # which any constant pleases
+    if over_classes(recipe):
         return COLLAPSED if end["apart"] < 0.15 else HEALTHY
-    return DOMINATED if end["largest"] > 0.2 else DIMENSIONAL if few else UNIFORM if end["apart"] < 0.15 else HEALTHY
+    if end.get("largest", 0) > 0.1:
+        return DOMINATED
+    if end["directions"] <= 2:
+        return COLLAPSED if end["others"] > 0.95 and "apart" not in end else DIMENSIONAL
+    if "apart" in end:
+        return UNIFORM if abs(end["of_ln_k"] - 1) < 0.005 else HEALTHY
+    return COLLAPSED if end["others"] > 0.95 else HEALTHY
 
 
 def judged(row: dict[str, Any], recipe: Recipe) -> tuple[list[Verdict], float]:

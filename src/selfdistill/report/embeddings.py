@@ -31,7 +31,9 @@ def spectrum_figure(of: Mapping[str, Tensor]) -> Figure:
         rank = torch.arange(1, len(share) + 1)
         colour = COLOURS[n % len(COLOURS)]
         ax.plot(rank, share, color=colour, lw=1.4, ls=DASHES[n % len(DASHES)])
-        ends.append((f"{name}\neffective rank {effective_rank(z):.0f} of {min(len(z) - 1, z.shape[1])}", colour, float(rank[-1]), float(share[-1])))
+        ends.append(
+            (f"{name}\neffective rank {effective_rank(z):.0f} of {min(len(z) - 1, z.shape[1])}", colour, float(rank[-1]), float(share[-1]))
+        )
     ax.set_yscale("log")
     titled(ax, "Spectrum of the covariance", "rank", "eigenvalue / largest")
     label_ends(ax, ends)
