@@ -64,7 +64,7 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
     rank, limit = max(metrics["effective_rank"], metrics.get("direction_rank", 0.0)), metrics["rank_limit"]
     beside = "" if loss is None else f", loss {loss:.3f}"
     if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)) or abs(loss or 0.0) > ABSURD:
-        return "diverged", f"output_std {std}{beside}."
+        return "diverged", f"output_std {std:.3g}" + ("." if loss is None else f", loss {loss:.3g}.")
     if metrics.get("target_entropy") is not None:
         if recipe is not None and over_classes(recipe):
             return _of_classes(metrics, beside)
