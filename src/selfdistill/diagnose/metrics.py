@@ -16,6 +16,8 @@ FLOOR = 1e-6
 """of the largest magnitude: a root mean square below it is fp32's rounding"""
 NOISE = 1e-10
 """of the largest eigenvalue: those below are fp32's rounding"""
+LIVE = 0.5
+"""of an isotropic output's std: what varies so much is alive"""
 
 
 def _scaled(z: Tensor) -> tuple[Tensor, float]:
@@ -43,7 +45,7 @@ def output_std(z: Tensor) -> float:
 def live_channels(z: Tensor) -> int:
     """How many channels of z [N, D] have at least half of an isotropic output's std: none when collapsed. Their mean, `output_std`,
     cannot tell a constant from one channel that lives among D - 1 dead ones: that is 1 / sqrt(D)."""
-    return int((channel_stds(z) >= 0.5).sum())
+    return int((channel_stds(z) >= LIVE).sum())
 
 
 def centre_norm(z: Tensor) -> float:

@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 from selfdistill.diagnose.causes import State, cause_of, over_classes
+from selfdistill.diagnose.metrics import LIVE
 from selfdistill.recipe import Recipe
 
 COLLAPSED_STD = 0.2
@@ -22,7 +23,7 @@ ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
 """of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
-VARIED_STD = 0.5
+VARIED_STD = 0.7
 """of output_std: outputs that differ this much are no uniform ones; a soft target (SimSiam Sec. 4.5, temperature 1) only looks it"""
 
 SHARED_MEAN = (
@@ -104,7 +105,7 @@ def _of_classes(metrics: Mapping[str, Any], beside: str) -> tuple[State, str]:
     most, h, usage = math.log(metrics["target_outputs"]), metrics["target_entropy"], metrics["target_usage_entropy"]
     std = metrics["output_std"]
     evidence = f"the targets' entropy is {h:.2f}, of their mean {usage:.2f}, ln K = {most:.2f}, output_std {std:.2f}{beside}"
-    if usage - h < (1 - UNIFORM) * most and std < VARIED_STD:
+    if usage - h < (1 - UNIFORM) * most and std < LIVE:
         return "collapsed", f"{evidence}: every image gets the same."
     return "healthy", f"{evidence}."
 
