@@ -196,30 +196,35 @@ READ_OF_TARGETS = ("target_entropy", "target_usage_entropy", "target_outputs")
 
 
 def recorded(found: list[tuple[Case, dict[str, Any], Recipe]]) -> str:
-    """JSON, a line a run: its case, its measured state, and of its last probe what the verdict reads, to four digits; nan as null."""
+    """JSON, a line a run: its case, its measured state, whether the verdict missed it, and of its last probe what the verdict reads, to
+    four digits; nan as null."""
     lines = []
     for case, row, recipe in found:
         last = row["probes"][-1]
         read = {k: last[k] for k in (*READ, *READ_OF_TARGETS) if k in last and (k in READ or last[k] is not None)}
         short = {k: v if v is None else float(f"{v:.4g}") for k, v in read.items()}
         of = {"method": case.method, "settings": words(case.settings), "without": case.without, "names": case.names, "seed": row["seed"]}
-        lines.append(json.dumps({**of, "measured": measured(row, recipe), "probe": short}))
+        is_so = measured(row, recipe)
+        missed = judged(row, recipe)[0][-1].state != is_so
+        lines.append(json.dumps({**of, "measured": is_so, **({"missed": True} if missed else {}), "probe": short}))
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def tables(found: list[tuple[Case, dict[str, Any], Recipe]]) -> str:
-    """Markdown: the confusion table of seed 0 and of the other seeds, each run of seed 0, and whatever was not as it should be."""
-    lines, notes = [], []
+    """Markdown: the confusion table, each case with its first seed's numbers, and what was not as expected, or not from the start."""
+    notes = []
     rows = [
         "| run | epochs | expected, from | measured | said, since epoch | seeds right | output_std | effective rank | kNN |",
         "|---" * 9 + "|",
     ]
-    counts: dict[bool, Counter[tuple[str, str]]] = {False: Counter(), True: Counter()}
+    counted: Counter[tuple[str, str]] = Counter()
+    right: dict[int, list[bool]] = {row["seed"]: [] for _, row, _ in found}
     for case in CASES:
         of_case = [(row, *judged(row, recipe), measured(row, recipe)) for of, row, recipe in found if of == case]
         for row, verdicts, _, is_so in of_case:
             last = verdicts[-1]
-            counts[row["seed"] > 0][is_so, last.state] += 1
+            counted[is_so, last.state] += 1
+            right[row["seed"]].append(is_so == last.state)
             early = Counter(v.state for v in verdicts if v.state not in (last.state, HEALTHY))
             named = last.state == HEALTHY or case.names.lower() in last.advice.lower()
             if not named or early or last.state != is_so or is_so not in case.expected:
@@ -230,21 +235,17 @@ def tables(found: list[tuple[Case, dict[str, Any], Recipe]]) -> str:
                 notes.append(f"{what}, said {before}{last}")
         if of_case:
             row, verdicts, began, is_so = of_case[0]
-            right = f"{sum(v[-1].state == m for _, v, _, m in of_case)} of {len(of_case)}"
+            agree = f"{sum(v[-1].state == m for _, v, _, m in of_case)} of {len(of_case)}"
             p = row["probes"][-1]
             numbers = [f"{p[k]:.3g}" if p[k] is not None else "" for k in ("output_std", "effective_rank", "knn_top1")]
             rows.append(
                 f"| `{case.command}` | {case.epochs} | {' or '.join(case.expected)}, {case.source} | {is_so} | "
-                f"{verdicts[-1].state}, {began:.0f} | {right} | {' | '.join(numbers)} |"
+                f"{verdicts[-1].state}, {began:.0f} | {agree} | {' | '.join(numbers)} |"
             )
-    for held_out, counted in counts.items():
-        if counted:
-            states = sorted({state for pair in counted for state in pair})
-            right = sum(n for (is_so, said), n in counted.items() if is_so == said)
-            lines += [f"{'The other seeds' if held_out else 'Seed 0'}: {right} of {counted.total()} right.", ""]
-            lines += [f"| measured \\ said | {' | '.join(states)} |", "|---" * (1 + len(states)) + "|"]
-            lines += [f"| {is_so} | {' | '.join(str(counted[is_so, said] or '') for said in states)} |" for is_so in states]
-            lines += [""]
+    states = sorted({state for pair in counted for state in pair})
+    lines = [f"| measured \\ said | {' | '.join(states)} |", "|---" * (1 + len(states)) + "|"]
+    lines += [f"| {is_so} | {' | '.join(str(counted[is_so, said] or '') for said in states)} |" for is_so in states]
+    lines += ["", ", ".join(f"seed {seed}: {sum(of)} of {len(of)} right" for seed, of in right.items()) + ".", ""]
     return "\n".join([*lines, *rows, "", *notes])
 
 

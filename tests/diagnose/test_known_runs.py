@@ -26,7 +26,13 @@ def named(run: dict[str, Any]) -> str:
     return " ".join([run["method"], *run["settings"], *(f"without {name}" for name in run["without"]), f"seed {run['seed']}"])
 
 
-@pytest.mark.parametrize("run", RUNS, ids=named)
+def marked(run: dict[str, Any]) -> Any:
+    """A run that is known to be missed must go on being missed, or the record is made anew."""
+    missed = pytest.mark.xfail(strict=True, reason="docs/diagnosis.md, what does not fit")
+    return pytest.param(run, id=named(run), marks=[missed] if run.get("missed") else [])
+
+
+@pytest.mark.parametrize("run", map(marked, RUNS))
 def test_what_is_said_is_what_was_measured(run):
     verdict = judge({k: math.nan if v is None else v for k, v in run["probe"].items()}, recipe_of(run))
     assert verdict.state == run["measured"]
@@ -34,6 +40,7 @@ def test_what_is_said_is_what_was_measured(run):
         assert run["names"].lower() in verdict.advice.lower()
 
 
-def test_all_methods_are_there_healthy_and_not():
+def test_few_are_missed_and_all_methods_are_there_healthy_and_not():
+    assert sum(run.get("missed", False) for run in RUNS) <= 0.05 * len(RUNS)
     for healthy in (True, False):
         assert {run["method"] for run in RUNS if (run["measured"] == "healthy") == healthy} == set(METHODS)
