@@ -9,6 +9,7 @@ import selfdistill as sd
 from selfdistill.diagnose.causes import CAUSES, cause_of
 from selfdistill.diagnose.verdict import judge, since
 from selfdistill.methods import METHODS
+from selfdistill.presets import PRESETS, with_preset
 
 
 def known(kind: str) -> torch.Tensor:
@@ -62,11 +63,22 @@ DOMINATED = UNIFORM | {"target_entropy": 0.01, "target_usage_entropy": 0.02, "lo
         ("byol", ["teacher.tau.base=1"], COLLAPSED, "Table 5a", "teacher.tau.base"),
         ("byol", ["teacher=shared"], COLLAPSED, "Table 21", "lr_scale"),
         ("moco", ["terms.views.loss=cosine"], COLLAPSED, "without predictor", "predictor=mlp"),
-        ("mean-teacher", ["terms.labels.weight=0"], COLLAPSED, "without predictor", "predictor=mlp"),
+        ("mean-teacher", ["terms.labels.weight=0"], COLLAPSED, "labels", "terms.labels.weight=1"),
         ("dino", ["terms.views.loss.target.temperature={base: 0.1}"], UNIFORM, "no sharper", "Sharpen"),
         ("dino", [], UNIFORM, "a small ViT", "projector.bn=hidden"),
         ("swav", [], UNIFORM, "sharpening is there", "epsilon"),
         ("dino", ["terms.views.loss.target.momentum=1"], DOMINATED, "without centring", "target=centre"),
+        ("dino", ["terms.views.loss.target.temperature={base: 0.08}"], UNIFORM, "App. D", "Sharpen"),
+        ("swav", ["terms.views.loss.epsilon=100"], UNIFORM, "no sharper", "epsilon=0.05"),
+        ("dino", ["terms.views.loss.target.momentum=0.999"], DOMINATED, "slower", "momentum=0.9"),
+        ("dino", ["teacher=shared"], DOMINATED, "Table 7", "teacher=ema"),
+        ("dino", ["teacher.tau.base=0.5"], UNIFORM, "Table 7", "teacher=ema"),
+        ("byol", ["teacher.tau.base=0.5"], COLLAPSED, "hasty", "teacher.tau.base=0.99"),
+        ("simsiam", ["predictor.lr_scale=0"], COLLAPSED, "never learns", "predictor.lr_scale=1"),
+        ("simsiam", ["teacher=expectation", "teacher.momentum=1", "predictor=none"], COLLAPSED, "at random", "tau"),
+        ("simsiam", ["lr.base=20"], COLLAPSED, "ten times", "Lower lr"),
+        ("dino", ["lr.base=1"], UNIFORM, "ten times", "Lower lr"),
+        ("mean-teacher", ["lr.base=1e18"], COLLAPSED | {"loss": 1e30}, "ten times", "Lower lr"),
         ("simsiam", ["clip=none"], COLLAPSED | {"loss": math.inf}, "too large", "clip"),
         ("dino", [], COLLAPSED | {"output_std": math.nan}, "floats", "lr.warmup"),
     ],
@@ -92,9 +104,28 @@ def test_every_unhealthy_state_has_a_cause_for_every_method():
             assert cause_of(state, recipe).remedy
 
 
+def test_no_preset_is_said_to_be_too_fast():
+    for name in PRESETS:
+        for recipe in METHODS.values():
+            edited = with_preset(recipe, name)[0]
+            assert "ten times" not in judge({**COLLAPSED, "loss": math.inf}, edited).cause
+
+
+def test_a_consistency_loss_is_judged_by_what_its_targets_say():
+    """Their logits may share a mean; what counts is whether an image's distribution is its own."""
+    say = {"loss": 0.0, "output_std": 0.3, "effective_rank": 1.1, "rank_limit": 2, "target_outputs": 10}
+    recipe = METHODS["mean-teacher"]
+    own = judge({**say, "target_entropy": 0.3, "target_usage_entropy": 2.2}, recipe)
+    assert own.state == "healthy"
+    for constant in (2.29, 1.2, 0.01):  # uniform, two outputs, one
+        assert judge({**say, "target_entropy": constant, "target_usage_entropy": constant + 0.005}, recipe).state == "collapsed"
+    soft = {"target_entropy": 2.29, "target_usage_entropy": 2.3, "output_std": 0.9}  # its first epochs
+    assert judge({**say, **soft}, recipe).state == "healthy"
+
+
 def test_the_advice_can_be_followed():
     """What the advice on SimSiam's ablations says is a setting that the recipe takes, and that ends the complaint."""
-    for setting in ("stop_gradient=false", "predictor=none", "predictor.trainable=false"):
+    for setting in ("stop_gradient=false", "predictor=none", "predictor.trainable=false", "predictor.lr_scale=0"):
         broken = METHODS["simsiam"].edit([setting])
         verdict = judge(COLLAPSED, broken)
         mended = broken.edit([verdict.advice.rstrip(".")])

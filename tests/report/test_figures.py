@@ -49,7 +49,7 @@ def test_teacher_curves_need_distributions():
 
 
 def test_spectrum_names_the_effective_rank():
-    z = torch.cat([torch.eye(8)[:3], -torch.eye(8)[:3]])
+    z = torch.cat([torch.eye(8)[:3], -torch.eye(8)[:3]])  # 6, whose mean is 0: 5 directions at most
     figure = embeddings.spectrum_figure({"three": z})
     assert "effective rank 3 of 5" in texts(figure)
     assert figure.axes[0].lines[0].get_ydata()[:3] == pytest.approx([1, 1, 1], rel=1e-4)

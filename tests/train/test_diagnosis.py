@@ -31,7 +31,7 @@ def test_every_method_is_probed(method, tiny_source, tmp_path):
     row = sd.pretrain(method, data=tiny_source, out=tmp_path / "run", **{**TINY_OF[method], "epochs": 1}).metrics[-1]
     assert row["ridge_top1"] > (0.55 if method in ("dino", "ibot") else 0.8)  # bars across and down, random features, 32 images
     assert -1.001 <= row["agreement"] <= 1.001
-    assert ("target_kl" in row) == (method in ("dino", "ibot", "swav"))
+    assert ("target_kl" in row) == (method in ("dino", "ibot", "swav", "mean-teacher"))
 
 
 def collapse(tiny_source, out, **settings):
@@ -42,7 +42,7 @@ def collapse(tiny_source, out, **settings):
 @pytest.fixture
 def always_collapsed(monkeypatch):
     honest = probe.judge
-    monkeypatch.setattr(probe, "judge", lambda found, recipe: honest({**found, "output_std": 0.01}, recipe))
+    monkeypatch.setattr(probe, "judge", lambda found, recipe: honest({**found, "output_std": 0.01, "live_channels": 0}, recipe))
 
 
 def test_stop_ends_the_run_with_everything_written(always_collapsed, tiny_source, tmp_path, capsys):

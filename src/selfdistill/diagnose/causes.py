@@ -1,6 +1,7 @@
 """Why a run is not healthy: which ingredient its recipe lacks or which knob points the wrong way, and what to try.
 
 A table, in the order in which the papers found the ingredients to matter: the first row that fits the state and the recipe is said.
+An ingredient may be missing (predictor=none), or there and disarmed by its value (predictor.lr_scale=0).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe
 
 State = Literal["healthy", "collapsed", "dimensional-collapse", "uniform-target", "dominated-target", "diverged"]
@@ -31,24 +33,80 @@ VECTORS = ("cosine", "mse", "consistency")
 """losses that have nothing but the asymmetry of the two branches against a constant output"""
 
 
+def _losses(recipe: Recipe) -> Iterator[Any]:
+    """The losses that count."""
+    return (term.loss for term in recipe.terms.values() if term.weight.base)
+
+
 def cross_entropies(recipe: Recipe) -> Iterator[Any]:
     """The losses that have a target distribution made of the teacher's output."""
-    return (term.loss for term in recipe.terms.values() if term.loss.kind == "cross-entropy")
+    return (loss for loss in _losses(recipe) if loss.kind == "cross-entropy")
+
+
+def _tau(recipe: Recipe) -> float:
+    """The decay of a teacher that is an average, 1 of any other."""
+    return recipe.teacher.tau.base if recipe.teacher.kind == "ema" else 1.0
+
+
+BLUNT = 0.75
+"""of the student's temperature: beside 0.1 a teacher's of 0.07 works after a warm-up, 0.08 goes to ln K (DINO App. D)"""
+SLOW_CENTRE = 0.999
+"""momentum of the centre that is too slow (DINO App. D: kNN 69.4 at 0.99, 0.1 at 0.999)"""
+HASTY = 0.9
+"""tau below which a teacher is nearly the student itself: the least that has been seen to work (BYOL Table 5a)"""
+FAST = {
+    kind: 10 * max(r.lr.base * r.lr_factor for r in METHODS.values() if r.optimizer.kind == kind)
+    for kind in {r.optimizer.kind for r in METHODS.values()}
+}
+"""peak learning rates by optimiser: ten times the largest of the papers that use it"""
+
+
+def over_classes(recipe: Recipe) -> bool:
+    """Whether what is compared are a classifier's distributions, and no embedding."""
+    return any(term.loss.kind == "consistency" for term in recipe.terms.values())
 
 
 def _blunt(recipe: Recipe) -> bool:
-    return any(loss.target.temperature.base >= loss.temperature for loss in cross_entropies(recipe) if loss.target.kind != "sinkhorn")
+    return any(loss.target.temperature.base >= BLUNT * loss.temperature for loss in cross_entropies(recipe))
+
+
+def _blunt_codes(recipe: Recipe) -> bool:
+    return any(loss.kind == "swapped" and loss.epsilon >= BLUNT * loss.temperature for loss in _losses(recipe))
 
 
 def _uncentred(recipe: Recipe) -> bool:
-    return any(loss.target.kind == "softmax" or getattr(loss.target, "momentum", 0) == 1 for loss in cross_entropies(recipe))
+    return any(loss.target.kind == "softmax" for loss in cross_entropies(recipe))
+
+
+def _centre(recipe: Recipe) -> float:
+    """The slowest centre's momentum, 0 where there is none."""
+    return max((loss.target.momentum for loss in cross_entropies(recipe) if loss.target.kind == "centre"), default=0.0)
 
 
 def _of_vectors(recipe: Recipe) -> bool:
-    return all(term.loss.kind in VECTORS for term in recipe.terms.values() if term.weight.base)
+    return all(loss.kind in VECTORS for loss in _losses(recipe))
+
+
+def _unlabelled(recipe: Recipe) -> bool:
+    return over_classes(recipe) and all(loss.kind != "labels" for loss in _losses(recipe))
+
+
+def _fast(recipe: Recipe) -> bool:
+    return recipe.lr.base * recipe.lr_factor > FAST[recipe.optimizer.kind]
+
+
+def _still(recipe: Recipe) -> bool:
+    teacher = recipe.teacher
+    return (teacher.kind == "ema" and teacher.tau.base == 1) or (teacher.kind == "expectation" and teacher.momentum == 1)
 
 
 CAUSES = (
+    Cause(
+        ("diverged",),
+        _fast,
+        "the numbers left the range of floats: lr is more than ten times that of any paper here with this optimiser.",
+        "Lower lr (selfdistill show METHOD has the paper's).",
+    ),
     Cause(
         ("diverged",),
         lambda r: r.clip is None,
@@ -57,16 +115,46 @@ CAUSES = (
     ),
     Cause(("diverged",), lambda r: True, "the numbers left the range of floats.", "Lower lr, or add a warm-up (lr.warmup=10)."),
     Cause(
+        (*CONSTANT, *TARGETS),
+        _unlabelled,
+        "nothing learns from labels, and consistency alone is met by one answer for all images (BYOL Table 5b, row 7).",
+        "terms.labels.weight=1.",
+    ),
+    Cause(
         ("uniform-target",),
         _blunt,
-        "the target is no sharper than the student's prediction, and cross-entropy then draws both to the uniform one (DINO Fig. 7).",
+        "the target is no sharper than the student's prediction, and cross-entropy draws both to the uniform one (DINO Fig. 7, App. D).",
         "Sharpen: a target temperature below the student's (terms.views.loss.target.temperature=0.04).",
+    ),
+    Cause(
+        ("uniform-target",),
+        _blunt_codes,
+        "the codes are no sharper than the student's prediction: Sinkhorn's epsilon is not below the temperature (SwAV has 0.05 and 0.1).",
+        "terms.views.loss.epsilon=0.05.",
     ),
     Cause(
         ("dominated-target",),
         _uncentred,
         "nothing takes the mean out of the targets, and one output wins (DINO Fig. 7, without centring).",
         "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
+    ),
+    Cause(
+        ("dominated-target",),
+        lambda r: _centre(r) == 1,
+        "the centre is there and stays at 0 (momentum=1), so one output wins (DINO Fig. 7, without centring).",
+        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
+    ),
+    Cause(
+        TARGETS,
+        lambda r: _centre(r) >= SLOW_CENTRE,
+        "the centre moves slower than the outputs (DINO App. D: kNN 69.4 at momentum 0.99, 0.1 at 0.999).",
+        "terms.views.loss.target.momentum=0.9.",
+    ),
+    Cause(
+        (*CONSTANT, *TARGETS),
+        lambda r: _centre(r) > 0 and (r.teacher.kind == "shared" or _tau(r) < HASTY),
+        "the teacher is the student of a moment ago, and centring does not hold without a slow one (DINO Table 7 row 2: 0.1 %).",
+        "teacher=ema tau.base=0.99, or terms.views.loss.target=sinkhorn (Table 15).",
     ),
     Cause(
         (*CONSTANT, *TARGETS),
@@ -87,9 +175,21 @@ CAUSES = (
         "predictor.trainable=true.",
     ),
     Cause(
+        CONSTANT,
+        lambda r: r.predictor is not None and r.predictor.kind == "mlp" and r.predictor.lr_scale == 0,
+        "predictor.lr_scale=0: a predictor that never learns cannot know the expectation (SimSiam Table 1b).",
+        "predictor.lr_scale=1.",
+    ),
+    Cause(
         (*CONSTANT, *TARGETS),
-        lambda r: r.teacher.kind == "ema" and r.teacher.tau.base == 1,
-        "teacher.tau.base=1: the teacher stays at random, and there is little to learn from it (BYOL Table 5a: 18.8 %).",
+        _still,
+        "the teacher stays at random (teacher.tau.base=1, or momentum=1), and there is little to learn from it (BYOL Table 5a: 18.8 %).",
+        "teacher.tau.base=0.99.",
+    ),
+    Cause(
+        (*CONSTANT, *TARGETS),
+        lambda r: _tau(r) < HASTY,
+        "the teacher is hasty: teacher.tau.base below 0.9 is the student of a few steps ago (BYOL Table 5a: 68.4 % at 0.9, 0.3 % at 0).",
         "teacher.tau.base=0.99.",
     ),
     Cause(
@@ -97,6 +197,12 @@ CAUSES = (
         lambda r: r.optimizer.kind == "lars" and r.teacher.kind == "shared" and r.predictor is not None,
         "teacher=shared: BYOL without target network needs a near-optimal predictor (Table 21).",
         "predictor.lr_scale=10.",
+    ),
+    Cause(
+        (*CONSTANT, *TARGETS),
+        _fast,
+        "lr is more than ten times that of any paper here with this optimiser.",
+        "Lower lr (selfdistill show METHOD has the paper's).",
     ),
     Cause(
         TARGETS,

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 from selfdistill.diagnose import metrics
+from selfdistill.errors import Misuse
 
 READING = {
     "images": "embeddings looked at",
     "dimensions": "of an embedding",
     "output_std": "1 isotropic, 0 collapsed",
+    "live_channels": "with half of an isotropic output's std or more",
     "centre_norm": "0 centred, 1 all point one way",
-    "effective_rank": "of at most min(images, dimensions)",
+    "effective_rank": "of at most min(images - 1, dimensions)",
+    "direction_rank": "participation ratio, every length made 1",
+    "spanned": "directions that vary at all, of as many",
     "rankme": "the same, uncentred",
     "participation_ratio": "the same, by the large directions",
     "alpha_req": "slope of the spectrum; near 1 is best there",
@@ -27,24 +31,38 @@ SAMPLES = 4_096
 """embeddings that are looked at: 8 million pairs, and an SVD of seconds at 2,048 dimensions"""
 
 
+def spread_of(z: Tensor) -> dict[str, float]:
+    """What the verdict asks of z [N, D]: does it vary, in how many channels, and along how many directions of the `rank_limit` that N
+    centred embeddings of D dimensions can span."""
+    of_directions = metrics.spectrum(metrics.directions(z))
+    return {
+        "output_std": metrics.output_std(z),
+        "live_channels": metrics.live_channels(z),
+        "centre_norm": metrics.centre_norm(z),
+        "effective_rank": metrics.effective_rank(z),
+        "direction_rank": metrics.participation_ratio(of_directions),
+        "spanned": metrics.spanned(of_directions),
+        "rank_limit": min(len(z) - 1, z.shape[-1]),
+    }
+
+
 @torch.no_grad()
 def describe(z: Tensor) -> dict[str, float]:
     """Of z [N, D], or of A augmentations of each image, [A, N, D], with which there are `alignment` and `lidar` as well. Of more than
-    SAMPLES embeddings as many, spread evenly. nan where z is not finite."""
-    flat = z.flatten(0, -2).float()
+    SAMPLES embeddings as many, spread evenly. nan where z is not finite. Raises `Misuse` for one image, which differs from nothing."""
+    if z.shape[-2] < 2:
+        raise Misuse(f"embeddings of shape {list(z.shape)}: a collapse shows between images, so it takes 2 at least")
+    flat = z.flatten(0, -2)
     flat = flat[torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLES)).long()]
     eigenvalues = metrics.spectrum(flat)
     found: dict[str, float] = {
         "images": z.shape[-2],
         "dimensions": z.shape[-1],
-        "output_std": metrics.output_std(flat),
-        "centre_norm": metrics.centre_norm(flat),
-        "effective_rank": metrics.effective_rank(flat),
+        **spread_of(flat),
         "rankme": metrics.rankme(flat),
         "participation_ratio": metrics.participation_ratio(eigenvalues),
         "alpha_req": metrics.alpha_req(eigenvalues),
         "uniformity": metrics.uniformity(flat),
-        "rank_limit": min(flat.shape),
     }
     if z.ndim == 3:
         found |= {"alignment": metrics.alignment(z[0], z[1]), "lidar": metrics.lidar(z)}

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from selfdistill.diagnose.causes import State, cause_of
+from selfdistill.diagnose.causes import State, cause_of, over_classes
+from selfdistill.diagnose.metrics import LIVE
 from selfdistill.recipe import Recipe
 
 COLLAPSED_STD = 0.2
 """of output_std: a healthy run is near 1, SimSiam without stop-gradient goes to 0 (Fig. 2)"""
-LOW_RANK = 0.02
-"""effective rank over the output's dimension (or the number of samples, if smaller) below which dimensions are lost"""
+LOW_RANK = 1 / 3
+"""of ln(rank_limit): the entropy of the singular values, which is ln(effective rank), below it has lost dimensions. 0 is one direction,
+1 all of them alike"""
+SPANNED = 1 / 2
+"""of ln(rank_limit): ln of the directions that vary at all. That the others do not is certain, so more may be left than above"""
 ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
 """of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
-VARIED_STD = 0.5
+VARIED_STD = 0.7
 """of output_std: outputs that differ this much are no uniform ones; a soft target (SimSiam Sec. 4.5, temperature 1) only looks it"""
 
 SHARED_MEAN = (
@@ -43,7 +47,8 @@ class Verdict:
 
 
 def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
-    """From a probe's `output_std`, `effective_rank` and `rank_limit`, the most that rank could be; `loss` where there is one; and of
+    """From `describe.spread_of`: `output_std`, `effective_rank` and `rank_limit`, the most that rank could be, and where they are there
+    `live_channels`, `spanned`, and `direction_rank`, for lengths of a heavy tail, which hide the rank; `loss` where there is one; and of
     targets that are distributions over K outputs `target_entropy`, `target_usage_entropy` and `target_outputs`, which is K. Without
     `recipe` there is no cause. Accuracy is no evidence: chance level alone is no collapse (SimSiam footnote 4)."""
     state, evidence = _state(metrics, recipe)
@@ -57,30 +62,52 @@ def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
 
 def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, str]:
     loss, std = metrics.get("loss"), metrics["output_std"]
-    rank, limit = metrics["effective_rank"], metrics["rank_limit"]
+    rank, limit = max(metrics["effective_rank"], metrics.get("direction_rank", 0.0)), metrics["rank_limit"]
     beside = "" if loss is None else f", loss {loss:.3f}"
     if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)) or abs(loss or 0.0) > ABSURD:
-        return "diverged", f"output_std {std}{beside}."
+        return "diverged", f"output_std {std:.3g}" + ("." if loss is None else f", loss {loss:.3g}.")
     if metrics.get("target_entropy") is not None:
-        most = math.log(metrics["target_outputs"])
-        h, usage = metrics["target_entropy"], metrics["target_usage_entropy"]
-        if h > UNIFORM * most and std < VARIED_STD:
-            return "uniform-target", f"the targets' entropy is {h:.2f} of ln K = {most:.2f}{beside}: every output is alike."
-        on_its_way = (
-            std < COLLAPSED_STD and usage < UNIFORM * most and (recipe is None or recipe.stop_gradient)
-        )  # the entropy falls for long
-        if usage < DOMINATED * most or on_its_way:
-            few = f"{max(1, round(math.exp(usage)))} of {metrics['target_outputs']:.0f} outputs dominate"
-            return (
-                "dominated-target",
-                f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}.",
-            )
+        if recipe is not None and over_classes(recipe):
+            return _of_classes(metrics, beside)
+        if (found := _of_targets(metrics, beside, recipe)) is not None:
+            return found
+    of_rank = f"effective rank {rank:.1f} of at most {limit:.0f}"
     if std < COLLAPSED_STD:
-        return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
-    if rank < max(2.0, LOW_RANK * limit):
-        evidence = f"effective rank {rank:.1f} of at most {limit:.0f}, output_std {std:.2f}: the outputs span few dimensions."
-        return "dimensional-collapse", evidence
-    return "healthy", f"output_std {std:.2f}, effective rank {rank:.0f} of at most {limit:.0f}."
+        live = metrics.get("live_channels", 0)
+        if not live:
+            return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
+        return "dimensional-collapse", f"output_std {std:.3f}, {of_rank}: {live} channels vary, the others are constant."
+    spanned = metrics.get("spanned", limit)
+    if limit > 1 and (rank < limit**LOW_RANK or spanned <= limit**SPANNED):
+        few = "the outputs span few dimensions" if rank < limit**LOW_RANK else f"{spanned} directions vary, the others are constant"
+        return "dimensional-collapse", f"{of_rank}, output_std {std:.2f}: {few}."
+    return "healthy", f"output_std {std:.2f}, {of_rank}."
+
+
+def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None) -> tuple[State, str] | None:
+    """Of a cross-entropy, which has two ways to collapse (DINO Sec. 5.3); None where neither is taken."""
+    std, outputs, h, usage = (metrics[k] for k in ("output_std", "target_outputs", "target_entropy", "target_usage_entropy"))
+    most = math.log(outputs)
+    if h > UNIFORM * most and std < VARIED_STD:
+        return "uniform-target", f"the targets' entropy is {h:.2f} of ln K = {most:.2f}{beside}: every output is alike."
+    stopped = recipe is None or recipe.stop_gradient
+    on_its_way = std < COLLAPSED_STD and usage < UNIFORM * most and stopped  # the entropy falls for long
+    if usage < DOMINATED * most or on_its_way:
+        few = f"{max(1, round(math.exp(usage)))} of {outputs:.0f} outputs dominate"
+        evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}."
+        return "dominated-target", evidence
+    return None
+
+
+def _of_classes(metrics: Mapping[str, Any], beside: str) -> tuple[State, str]:
+    """Of a consistency loss, which any constant brings to 0, uniform or not: what distributions over classes say of their image is the
+    mutual information of the two, H(mean q) - mean H(q). Soft ones say little, and are none the worse while their logits vary."""
+    most, h, usage = math.log(metrics["target_outputs"]), metrics["target_entropy"], metrics["target_usage_entropy"]
+    std = metrics["output_std"]
+    evidence = f"the targets' entropy is {h:.2f}, of their mean {usage:.2f}, ln K = {most:.2f}, output_std {std:.2f}{beside}"
+    if usage - h < (1 - UNIFORM) * most and std < LIVE:
+        return "collapsed", f"{evidence}: every image gets the same."
+    return "healthy", f"{evidence}."
 
 
 def since(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

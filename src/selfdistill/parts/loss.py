@@ -149,7 +149,12 @@ class Consistency(Spec):
         return (p.softmax(-1) - t.softmax(-1)).square().mean()
 
     def build(self, dim: int, targets: int = 2) -> nn.Module:
-        return Pairwise(self)
+        return ConsistencyLoss(self)
+
+
+class ConsistencyLoss(Pairwise):
+    def distributions(self, p: Tensor, t: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        return t.softmax(-1), p.log_softmax(-1)
 
 
 class Labels(Spec):
