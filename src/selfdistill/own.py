@@ -94,7 +94,7 @@ class Slot:
 
         def validated(value: Any, handler: core_schema.ValidatorFunctionWrapHandler) -> Any:
             kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-            if kind in OWN[self.name]:
+            if isinstance(kind, str) and kind in OWN[self.name]:
                 return value if isinstance(value, Spec) else OWN[self.name][kind].model_validate(value)
             if isinstance(kind, str) and kind not in kinds:
                 known = [*kinds, *OWN[self.name]]

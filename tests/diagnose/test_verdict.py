@@ -7,7 +7,7 @@ import torch
 
 import selfdistill as sd
 from selfdistill.diagnose.causes import CAUSES, cause_of
-from selfdistill.diagnose.verdict import judge, since
+from selfdistill.diagnose.verdict import before, judge, since
 from selfdistill.methods import METHODS
 from selfdistill.presets import PRESETS, with_preset
 
@@ -137,3 +137,13 @@ def test_since_is_the_first_probe_of_the_last_stretch():
     assert since(rows)["step"] == 4
     assert since(rows[:3])["step"] == 2
     assert since(rows[:1]) is None
+
+
+def test_what_was_said_before_is_told():
+    def after(*states: str) -> str:
+        return before([{"verdict": state} for state in states])
+
+    assert after("healthy", "collapsed", "dominated-target", "collapsed", "healthy") == (
+        " Of 5 probes 2 said collapsed, 1 said dominated-target."
+    )
+    assert after("healthy", "collapsed", "collapsed") == after("healthy") == after() == ""

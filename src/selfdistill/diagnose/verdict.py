@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -115,3 +116,11 @@ def since(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     probes = [row for row in rows if row.get("verdict")]
     held = list(takewhile(lambda row: row["verdict"] == probes[-1]["verdict"], reversed(probes)))
     return held[-1] if held else None
+
+
+def before(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What else the probes of a metrics.jsonl have said, healthy left out: a sentence, or nothing. A probe looks at one step, and a run
+    that does not settle, as DINO without its momentum teacher, may look healthy in the last."""
+    said = [row["verdict"] for row in rows if row.get("verdict")]
+    others = Counter(state for state in said if state not in ("healthy", *said[-1:]))
+    return f" Of {len(said)} probes {', '.join(f'{n} said {state}' for state, n in others.items())}." if others else ""

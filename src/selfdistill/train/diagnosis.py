@@ -13,7 +13,7 @@ from selfdistill.data.images import Images, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.describe import describe, ordered
 from selfdistill.diagnose.ridge import ridge_accuracy
-from selfdistill.diagnose.verdict import judge, since
+from selfdistill.diagnose.verdict import before, judge, since
 from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
@@ -77,7 +77,7 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     gap = predictor_gap(run, augmentations)._asdict() if run.recipe.predictor and run.recipe.teacher.kind != "expectation" else {}
     found = Diagnosis(
         last["verdict"],
-        last["because"],
+        last["because"] + before(run.metrics),
         {"features": features, "projections": ordered(describe(projections(run, images)))},
         {key: began[key] for key in ("step", "epoch")},
         gap,
