@@ -259,8 +259,11 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
         worker_init_fn=_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    with workers_alive():
-        yield from loader
+    try:
+        with workers_alive():
+            yield from loader
+    except (ConnectionError, EOFError) as e:  # a batch is fetched from the worker that made it
+        raise _died(e) from e
 
 
 def cores() -> int:
@@ -276,10 +279,14 @@ def workers_alive() -> Iterator[None]:
     except RuntimeError as e:
         if "DataLoader worker" not in str(e):
             raise
-        raise Failure(
-            f"one of the processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
-            "Fewer need less: workers=2. The last checkpoint is untouched: --resume goes on"
-        ) from e
+        raise _died(e) from e
+
+
+def _died(e: Exception) -> Failure:
+    return Failure(
+        f"one of the processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
+        "Fewer need less: workers=2. The last checkpoint is untouched: --resume goes on"
+    )
 
 
 def _as_it_is(batch: Any) -> Any:
