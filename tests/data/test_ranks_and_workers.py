@@ -83,7 +83,8 @@ def work(rank: int, folder: Path, sources: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dealt")
-    torch.multiprocessing.spawn(work, args=(folder, {kind: write(kind, folder / kind) for kind in KINDS}), nprocs=RANKS)
+    sources = {kind: write(kind, folder / kind) for kind in KINDS}
+    torch.multiprocessing.start_processes(work, (folder, sources), RANKS, start_method="fork")  # spawned, they would spawn their workers
     return folder
 
 
