@@ -16,6 +16,7 @@ from selfdistill.ablate.edits import without as edits
 from selfdistill.data.embeddings import FORMATS, read_embeddings
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
+from selfdistill.data.sources import check_data
 from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
@@ -114,6 +115,8 @@ def pretrain(
     if isinstance(data, Tensor):
         data = Source("tensor", Pixels(data))
     source = data if isinstance(data, Source) else None
+    if data is not None and source is None:
+        check_data(data)
     module = encoder if isinstance(encoder, nn.Module) else None
     asked = [] if data is None else [f"data={source.name if source else data}"]
     if encoder is not None:

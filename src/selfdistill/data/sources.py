@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import os
+import re
 import socket
 import struct
 import zlib
@@ -35,8 +36,9 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     """The data set named `data` (a key of SOURCES), `hf:NAME` (`open_table`), tar shards (`open_shards`), else the folder at that path
     (a folder called like a set: ./digits).
 
-    Raises Misuse for what is neither; Failure when a set can be neither found nor downloaded.
+    Raises Misuse for what is neither, a stream among them; Failure when a set can be neither found nor downloaded.
     """
+    check_data(data)
     name = os.fspath(data)
     if isinstance(data, str) and name in SOURCES:
         return SOURCES[name]()
@@ -52,6 +54,20 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     raise Misuse(
         f"data={printable(name)} is neither a known data set{hint} nor a path that exists:"
         f" use one of {', '.join(SOURCES)}, an existing folder of images, shards-{{000..127}}.tar, or {PREFIX}NAME (Hugging Face)"
+    )
+
+
+def check_data(data: Any) -> None:
+    """Raises `Misuse` for what is no name and no path, and for what gives its images in an order of its own: a URL, a pipe, an iterator."""
+    if not isinstance(data, (str, os.PathLike)):
+        said = f" is a {type(data).__module__}.{type(data).__name__}, not a name, a path, a uint8 tensor [N, C, H, W] or a Source"
+    elif re.match(r"pipe:|\w+://", name := os.fspath(data)):
+        said = f"={printable(name)} is a stream"
+    else:
+        return
+    raise Misuse(
+        f"data{said}. Streams are not read: a run's order, each process's share and a resume want images in any order. Download shards for"
+        f" data='shards-{{000..127}}.tar', or load the set without streaming=True, save_to_disk(FOLDER), and use data={PREFIX}FOLDER"
     )
 
 
