@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from selfdistill.data.images import Pixels
+from selfdistill.data import loader
+from selfdistill.data.images import Files, Pixels
 from selfdistill.data.loader import micro_batches, training_views, visible_labels, with_labelled
-from selfdistill.errors import Misuse
+from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 
 RECIPE = METHODS["simsiam"].edit(["batch_size=8", "epochs=3", "views.size=8", "encoder.channels=1", "views.mean=[0.5]", "views.std=[0.5]"])
@@ -83,3 +84,14 @@ def test_views_carry_the_visible_labels_only():
     assert torch.equal(views.labels, visible[views.ids])
     assert (views.labels >= 0).sum() >= 2
     assert next(training_views(images(), RECIPE, 0, torch.device("cpu"), print)).labels is None
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_batch_that_its_worker_can_no_longer_hand_over_is_that_workers_death(monkeypatch, tmp_path, broken):
+    def cut(self):
+        raise broken
+        yield
+
+    monkeypatch.setattr(loader.DataLoader, "__iter__", cut)
+    with pytest.raises(Failure, match="processes that decode images died"):
+        loader.in_memory(Files([tmp_path / "x.png"]), RECIPE.views)
