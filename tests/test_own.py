@@ -11,6 +11,7 @@ import yaml
 import selfdistill as sd
 from selfdistill import own, settings
 from selfdistill.ablate import cells
+from selfdistill.diagnose.causes import State, cause_of
 from selfdistill.parts.loss import LOSSES, MSE
 from selfdistill.parts.schedule import Schedule
 from selfdistill.train.resolve import resolve
@@ -230,6 +231,13 @@ def mine(call, tmp_path, monkeypatch):
         return call(*args)
 
     return fresh
+
+
+@pytest.mark.parametrize("state", [state for state in State.__args__ if state != "healthy"])
+def test_a_collapse_of_ones_own_has_a_cause(mine, tmp_path, state):
+    """No paper says what is too fast for an optimiser of one's own, or too blunt a target."""
+    own.use(tmp_path / "mine.py")
+    assert cause_of(state, sd.METHODS["simsiam"].edit([*MINE, *SMALL, "lr.base=1e9"])).remedy
 
 
 def test_an_ingredient_for_each_slot_from_a_file_named_with_use(mine, tmp_path):

@@ -106,6 +106,8 @@ def test_a_run_that_was_killed_says_how_far_it_is(tmp_path, runs):
     (folder / "metrics.jsonl").write_text('{"step": 0, "epoch": 0.0, "knn_top1": 0.5}\n{"step": 1, "ep')
     text = sd.write_report(folder).read_text()
     assert "is at epoch 0 of 1" in text
+    (folder / "metrics.jsonl").unlink()
+    assert "nothing is logged yet" in text_of(told(sections.worth, sd.load(folder)))
     assert "no probe yet" in text
     assert "--resume continues it" in text
 

@@ -163,6 +163,16 @@ def test_a_disk_that_fills_while_the_log_is_written(tiny_source, tmp_path):
     assert [row["step"] for row in rows] == list(range(len(rows)))
 
 
+def test_a_disk_that_fills_as_the_run_folder_is_made(tiny_source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("selfdistill.train.run.flushed", full)
+    with pytest.raises(sd.Misuse, match=r"run: cannot be written \(No space left"):
+        sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "new" / "run", **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_out_folder_that_is_read_only(tiny_source, tmp_path):
     """As a user who may not write there; root may always."""
     shelf = tmp_path / "shelf"

@@ -6,6 +6,7 @@ An ingredient may be missing (predictor=none), or there and disarmed by its valu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,7 +59,7 @@ FAST = {
     kind: 10 * max(r.lr.base * r.lr_factor for r in METHODS.values() if r.optimizer.kind == kind)
     for kind in {r.optimizer.kind for r in METHODS.values()}
 }
-"""peak learning rates by optimiser: ten times the largest of the papers that use it"""
+"""peak learning rates by optimiser: ten times the largest of the papers that use it; none is known of a user's own"""
 
 
 def over_classes(recipe: Recipe) -> bool:
@@ -92,7 +93,7 @@ def _unlabelled(recipe: Recipe) -> bool:
 
 
 def _fast(recipe: Recipe) -> bool:
-    return recipe.lr.base * recipe.lr_factor > FAST[recipe.optimizer.kind]
+    return recipe.lr.base * recipe.lr_factor > FAST.get(recipe.optimizer.kind, math.inf)
 
 
 def _still(recipe: Recipe) -> bool:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -63,5 +62,5 @@ def picture(drawn: Drawn) -> str:
     return data_uri("image/svg+xml", rendered(drawn.figure, "svg"))
 
 
-def data_uri(kind: str, content: Any) -> str:
+def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -114,6 +114,8 @@ def training(look: Look) -> Iterator[Block]:
 def worth(look: Look) -> Iterator[Block]:
     run = look.run
     s, first = run.last, next(iter(run.metrics), {})
+    if not first:
+        raise Misuse("nothing is logged yet")
     if s.get("knn_top1") is None:
         raise Misuse(f"data={run.recipe.data} has no labels that could tell")
     baselines = ("knn_top1", "knn_random_init", "knn_raw_pixels")
@@ -174,13 +176,13 @@ def images_map(look: Look) -> Iterator[Block]:
 
 def time_and_cost(look: Look) -> Iterator[Block]:
     run, r = look.run, look.run.recipe
-    rows = [row for row in run.metrics if row.get("images_per_second") is not None]
+    rows = [row for row in run.metrics if row.get("data_share") is not None]
     if not rows:
         raise Misuse("nothing is logged yet")
     facts = {
         "training": f"{rows[-1]['wall_seconds']:.0f} s for {rows[-1]['epoch']:g} of {r.epochs} epochs",
         "images": f"{rows[-1]['step'] * r.batch_size:,} seen, {median(row['images_per_second'] for row in rows):.0f} a second (median)",
-        "waiting for data and views": f"{median(row['data_share'] for row in rows if row.get('data_share') is not None):.1%} of the time",
+        "waiting for data and views": f"{median(row['data_share'] for row in rows):.1%} of the time",
     }
     yield Rows([("", ""), *facts.items()], "Time")
     if profile := object_of(run.path / "profile.json"):

@@ -225,6 +225,10 @@ def new_folder(out: Path | None, stem: str) -> Path:
 
 def make_folder(out: Path, recipe: Recipe) -> None:
     """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
-    with whole_folder(out) as folder:
-        (folder / "checkpoints").mkdir()
-        flushed(folder / "recipe.yaml", recipe.to_yaml() + yaml.safe_dump({"format": FORMAT, "versions": versions()}, sort_keys=False))
+    record = recipe.to_yaml() + yaml.safe_dump({"format": FORMAT, "versions": versions()}, sort_keys=False)
+    try:
+        with whole_folder(out) as folder:
+            (folder / "checkpoints").mkdir()
+            flushed(folder / "recipe.yaml", record)
+    except OSError as e:  # there was room for the folder, and none for what is in it
+        raise Misuse(f"--out {out}: cannot be written ({e.strerror or e}): name another folder") from e
