@@ -257,7 +257,7 @@ def _validated(tree: dict[str, Any]) -> Recipe:
 def _problem(error: Any, tree: Any) -> str:
     names = []
     for place, name in enumerate(error["loc"], 1):  # pydantic names the member of a union among the fields; a user does not
-        inside = name in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and isinstance(name, int)
+        inside = name in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and name in range(len(tree))
         if inside or (error["type"] == "missing" and place == len(error["loc"])):
             names.append(str(name))
             tree = tree[name] if inside else None
