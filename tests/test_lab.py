@@ -269,6 +269,27 @@ def test_terminal_markdown_csv_and_json_agree(job, tmp_path):
     assert set(METRICS) <= set(runs[0])
 
 
+@pytest.mark.parametrize(
+    ("scale", "page", "claims", "lab_page"),
+    [("tiny", "results.md", "claims.json", "lab.md"), ("small", "results/small.md", "claims-small.json", "../lab.md")],
+)
+def test_a_page_of_tables_counts_their_claims_and_leads_to_what_it_names(job, tmp_path, scale, page, claims, lab_page):
+    outcomes = ["HOLDS", "HOLDS", "UNDECIDED", "FAILS"]
+    claim = {"says": "It is so.", "source": "Sec. 1", "where": ["a.knn > 0"], "evidence": "a.knn 0.9 > 0", "because": ""}
+    table = {**results.record(job), "scale": scale, "claims": [{**claim, "id": f"c{i}", "outcome": o} for i, o in enumerate(outcomes)]}
+    where = results.write_page([table, {**table, "table": "second", "claims": []}], "the command", tmp_path)
+    assert where == (tmp_path / page, tmp_path / "results" / claims)
+    found = json.loads(where[1].read_text())
+    assert [(c["outcome"], c["scale"], c["table"]) for c in found] == [(o, scale, "simsiam-ablation") for o in outcomes]
+    text = where[0].read_text()
+    assert "`the command`" in text
+    assert "Of 4 claims: 2 HOLDS, 1 UNDECIDED, 1 FAILS" in text
+    assert f"]({lab_page})" in text
+    assert f"results/{claims}" in text
+    for id in ("simsiam-ablation", "second"):
+        assert f'<a id="{id}"></a>\n\n## {id}: ' in text
+
+
 def test_a_measure_asked_for_later_is_added_without_training(job):
     c = job.cells["as-it-is", 0]
     trained = (c.folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
@@ -299,6 +320,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
         (["reproduce", "simsiam-t11"], ["simsiam-t11", "simsiam-t1"]),
         (["reproduce", "simsiam-t1", "--scale", "huge"], ["huge", "tiny"]),
         (["reproduce", "simsiam-t1", "--scale", "paper"], ["data="]),
+        (["reproduce", "simsiam-t1,simsiam-t9"], ["simsiam-t9", "simsiam-t1"]),
         (["reproduce", "simsiam-t1", "--all"], ["simsiam-t1", "--all"]),
         (["reproduce", "simsiam-t1", "epoch=3"], ["epoch:", "epochs"]),
         (["reproduce", "simsiam-t1", "seed=3"], ["seed", "--seeds"]),
@@ -331,6 +353,9 @@ def test_a_plan_runs_nothing(run, tmp_path):
     code, out, _ = run("reproduce", "simsiam-fig2", "encoder.options={widths: [8, 16]}", "--seeds", 3, "--plan")
     assert code == 0
     assert "12 to make" in out
+    code, out, _ = run("reproduce", "simsiam-fig2,simsiam-t1", "encoder.options={widths: [8, 16]}", "--docs", "page", "--plan")
+    assert code == 0
+    assert "8 to make" in out  # four and five, one of which is the same
     assert list(tmp_path.iterdir()) == []
 
 

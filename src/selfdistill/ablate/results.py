@@ -13,9 +13,8 @@ from typing import Any
 from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
-from selfdistill.data.loader import cores
 from selfdistill.disk import write_whole
-from selfdistill.train.run import versions
+from selfdistill.train.run import machine, versions
 
 SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
 """columns of numbers, before those that only a claim names"""
@@ -143,8 +142,21 @@ def claims_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**claim, "table": found["table"], "scale": found["scale"]} for found in records for claim in found["claims"]]
 
 
-def summary(records: Sequence[dict[str, Any]], command: str) -> str:
-    """The page of all tables: how many claims hold, each claim in a line, then the tables."""
+def write_page(records: Sequence[dict[str, Any]], command: str, docs: Path) -> tuple[Path, Path]:
+    """The page of several tables of one scale, and their claims as JSON.
+
+    `tiny` makes docs/results.md and docs/results/claims.json, another scale docs/results/SCALE.md and docs/results/claims-SCALE.json.
+    """
+    scale = records[0]["scale"]
+    page, claims = ("results.md", "claims.json") if scale == "tiny" else (f"results/{scale}.md", f"claims-{scale}.json")
+    (docs / "results").mkdir(parents=True, exist_ok=True)
+    write_whole(docs / "results" / claims, json.dumps(claims_of(records), indent=2) + "\n")
+    write_whole(docs / page, summary(records, command, claims, "lab.md" if scale == "tiny" else "../lab.md"))
+    return docs / page, docs / "results" / claims
+
+
+def summary(records: Sequence[dict[str, Any]], command: str, figures: str, how: str) -> str:
+    """The page's text: how many claims hold, each in a line, then the tables. figures, how: the claims' file and lab.md from there."""
     claims = claims_of(records)
     counts = {o: sum(claim["outcome"] == o for claim in claims) for o in ("HOLDS", "UNDECIDED", "FAILS")}
     said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
@@ -152,9 +164,9 @@ def summary(records: Sequence[dict[str, Any]], command: str) -> str:
     overview += [_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims]
     parts = [
         "# What the papers claim, measured\n",
-        f"Written by `{command}` on {date.today()} ({cores()} cores, PyTorch {versions()['torch']}); the figures are in "
-        f"results/claims.json. Of {len(claims)} claims: {said}.",
-        "A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md](lab.md)). At a small scale claims are "
+        f"Written by `{command}` on {date.today()} ({machine()}, PyTorch {versions()['torch']}); the figures are in "
+        f"results/{figures}. Of {len(claims)} claims: {said}.",
+        f"A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md]({how})). At a small scale claims are "
         "about direction and order, not about the papers' figures, which stand in the last column.\n",
         "\n".join(overview) + "\n",
     ]

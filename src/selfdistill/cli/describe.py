@@ -83,15 +83,14 @@ def doctor() -> None:
 
     import torch
 
-    from selfdistill.data.loader import cores
     from selfdistill.data.sources import SOURCES, data_root
     from selfdistill.train.resolve import has_bf16
-    from selfdistill.train.run import versions
+    from selfdistill.train.run import machine, versions
 
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {
         **versions(),
-        "device": ", ".join(cuda) or f"CPU, {cores()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "device": machine(),
+        "threads": str(torch.get_num_threads()),
         "bf16": "in hardware" if has_bf16() else "no: precision=auto means fp32",
         "data root": f"{data_root()} (set SELFDISTILL_DATA to move it)",
         "data sets": ", ".join(SOURCES),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -59,17 +58,17 @@ def ablate(
 
 @app.command()
 def reproduce(
-    table: Annotated[str | None, typer.Argument(help="a table's name; none lists them")] = None,
+    table: Annotated[str | None, typer.Argument(help="a table's name, or several with commas; none lists them")] = None,
     settings: Settings = None,
     scale: Annotated[str, typer.Option(help="tiny (digits), small (Fashion-MNIST) or paper (its own setting, with data=)")] = "tiny",
     seeds: Seeds = 1,
     jobs: Jobs = None,
     out: Out = Path("runs/lab"),
-    all_: Annotated[bool, typer.Option("--all", help="all tables, and a page of all claims in --docs")] = False,
-    docs: Annotated[Path, typer.Option(help="with --all: where results.md and results/claims.json go")] = Path("docs"),
+    all_: Annotated[bool, typer.Option("--all", help="all tables")] = False,
+    docs: Annotated[Path | None, typer.Option(help="where a page of the tables and their claims goes; with --all docs")] = None,
     plan: Plan = False,
 ) -> None:
-    """Run a paper's table and judge its claims: selfdistill reproduce simsiam-fig2 --scale tiny --seeds 3."""
+    """Run a paper's tables and judge their claims: selfdistill reproduce simsiam-fig2 --scale tiny --seeds 3."""
     from typing import get_args
 
     from selfdistill.ablate import lab
@@ -91,21 +90,19 @@ def reproduce(
         return
     if all_ and name is not None:
         raise Misuse(f"TABLE {name} with --all: name one, or all")
-    wanted = list(tables().values()) if all_ else [table_of(str(name))]
+    wanted = list(tables().values()) if all_ else [table_of(word) for word in dict.fromkeys(str(name).split(","))]
 
     def command(of: str) -> str:
         return shlex.join(["selfdistill", "reproduce", of, *asked, "--scale", scale, "--seeds", str(seeds)])
 
     job_list = [lab.job(t, scale, seeds, asked, out, command(t.id)) for t in wanted]  # type: ignore[arg-type]
     records = _run(job_list, jobs, out, plan)
-    if all_ and not plan:
-        from selfdistill.ablate.results import claims_of, summary
-        from selfdistill.disk import write_whole
+    page_in = docs or (Path("docs") if all_ else None)
+    if page_in and not plan:
+        from selfdistill.ablate.results import write_page
 
-        (docs / "results").mkdir(parents=True, exist_ok=True)
-        write_whole(docs / "results" / "claims.json", json.dumps(claims_of(records), indent=2) + "\n")
-        write_whole(docs / "results.md", summary(records, command("--all")))
-        console.print(f"{docs / 'results.md'} and {docs / 'results' / 'claims.json'}", soft_wrap=True)
+        page, claims = write_page(records, command("--all" if all_ else str(name)), page_in)
+        console.print(f"{page} and {claims}", soft_wrap=True)
 
 
 def _command() -> str:

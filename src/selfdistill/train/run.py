@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from selfdistill.data.images import Files, Images, Pixels, Source
-from selfdistill.data.loader import plain_batches
+from selfdistill.data.loader import cores, plain_batches
 from selfdistill.data.sources import open_source
 from selfdistill.disk import flushed, whole_folder
 from selfdistill.errors import Misuse
@@ -189,6 +189,12 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{p: version(p) for p in ("selfdistill", "torch", "torchvision", "timm", "numpy", "pillow")},
     }
+
+
+def machine() -> str:
+    """What a time depends on, in words."""
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(cuda) or f"{cores()} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def object_of(file: Path) -> dict[str, Any]:
