@@ -144,6 +144,25 @@ def test_a_damaged_evaluation_is_named(tmp_path, runs):
     assert "evaluation.json: cannot be read" in text_of(told(sections.worth, sd.load(folder)))
 
 
+@pytest.mark.parametrize(
+    ("file", "section", "text", "said"),
+    [
+        ("evaluation.json", sections.worth, "[1]", "evaluation.json: the whole: "),
+        ("evaluation.json", sections.worth, '{"knn": 3}', "evaluation.json: knn: "),
+        ("evaluation.json", sections.worth, '{"knn": {"results": {}}}', "evaluation.json: knn.chosen: "),
+        ("evaluation.json", sections.worth, '{"knn": {"results": {"k=5": "high"}, "chosen": {}}}', "evaluation.json: knn.results.k=5"),
+        ("profile.json", sections.time_and_cost, '{"steps": 3}', "profile.json: images_per_second: "),
+        ("profile.json", sections.time_and_cost, '{"steps": 0}', "profile.json: steps: "),
+    ],
+)
+def test_a_file_of_another_shape_is_named_with_its_field(tmp_path, runs, file, section, text, said):
+    folder = shutil.copytree(runs[1].path, tmp_path / "run")
+    (folder / file).write_text(text)
+    told_of = text_of(told(section, sd.load(folder)))
+    assert said in told_of
+    assert "move it away" in told_of
+
+
 def test_an_encoder_and_a_source_of_the_users_own(tmp_path, tiny_source):
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU())
     settings = {key: value for key, value in TINY.items() if key != "encoder.options"}

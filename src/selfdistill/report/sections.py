@@ -19,6 +19,7 @@ from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.report import attention, draw, pictures
 from selfdistill.report.pictures import Asked, Look
 from selfdistill.report.scatter import Scatter, scatter_of
+from selfdistill.train.profile import Profiled
 from selfdistill.train.run import object_of
 
 NEAR = 4_000
@@ -185,7 +186,7 @@ def time_and_cost(look: Look) -> Iterator[Block]:
         "waiting for data and views": f"{median(row['data_share'] for row in rows):.1%} of the time",
     }
     yield Rows([("", ""), *facts.items()], "Time")
-    if profile := object_of(run.path / "profile.json"):
+    if profile := object_of(run.path / "profile.json", Profiled):
         total = sum(profile["seconds"].values())
         parts = sorted(profile["seconds"].items(), key=lambda part: -part[1])
         shares = [(part, f"{s / total:.1%}", f"{1e3 * s / profile['steps']:.2f}") for part, s in parts]

@@ -6,9 +6,10 @@ import copy
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.disk import write_whole
@@ -20,6 +21,17 @@ from selfdistill.views.batch import Views
 
 TRACED = range(5, 8)
 """steps in the trace: the first ones allocate and compile"""
+
+
+class Profiled(BaseModel):
+    """profile.json."""
+
+    steps: Annotated[int, Field(gt=0)]
+    images_per_second: float
+    seconds: dict[str, float]
+    flops_per_step: float
+    flops_per_second: float
+    matrix_product_flops_per_second: float
 
 
 class Profile:

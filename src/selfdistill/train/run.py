@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from selfdistill.data.images import Files, Images, Pixels, Source
@@ -30,6 +31,13 @@ from selfdistill.train.weights import fill, tensors
 
 EVALUATION = "evaluation.json"
 """of a run folder: what protocols found"""
+
+
+class Measured(BaseModel):
+    """What a reader needs of a protocol's entry there."""
+
+    chosen: dict[str, Any]
+    results: dict[str, float | None]
 
 
 class Run:
@@ -88,7 +96,7 @@ class Run:
     @property
     def evaluation(self) -> dict[str, dict[str, Any]]:
         """What each protocol that was asked found (`protocols.measured`). Raises `Misuse` for a file that is damaged."""
-        return object_of(self.path / EVALUATION)
+        return object_of(self.path / EVALUATION, dict[str, Measured])
 
     @cached_property
     def source(self) -> Source:
@@ -197,15 +205,21 @@ def machine() -> str:
     return ", ".join(cuda) or f"{cores()} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def object_of(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; none where there is no file. Raises `Misuse` where it cannot be read as one."""
+def object_of(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
+    """The object of a JSON file; empty where there is no file. shape: the type that it must have.
+
+    Raises `Misuse` that names the file, and the field where it has one, if it cannot be read as such.
+    """
     try:
         found = json.loads(file.read_text()) if file.exists() else {}
+        if found:
+            TypeAdapter(shape).validate_python(found)
+    except ValidationError as e:
+        where = ".".join(map(str, e.errors()[0]["loc"])) or "the whole"
+        raise Misuse(f"{file}: {where}: {e.errors()[0]['msg']}: move it away, and it is made anew") from e
     except (OSError, ValueError) as e:
         raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
-    if not isinstance(found, dict):
-        raise Misuse(f"{file}: is no JSON object: move it away, and it is made anew")
-    return found
+    return found or {}
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
