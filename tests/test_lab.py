@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +15,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+import selfdistill as sd
 from selfdistill.ablate import cells, lab, results
 from selfdistill.ablate.claims import MARGIN, Claim, judge, judge_predicate, terms
 from selfdistill.ablate.edits import EDITS
 from selfdistill.ablate.figures import METRICS, figures_of, verdicts
 from selfdistill.ablate.table import published, read, tables
 from selfdistill.data.images import Pixels, Source
+from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 from selfdistill.recipe import diff
@@ -68,6 +73,9 @@ def test_predicates(text, outcome):
 def test_a_state_that_not_all_seeds_share_is_undecided():
     mixed = of(a={"verdict": ["healthy", "healthy", "collapsed"]})
     assert judge_predicate("a.verdict is healthy", mixed) == ("UNDECIDED", "a.verdict is healthy: 2 healthy, 1 collapsed")
+    nearly = of(a={"verdict": ["healthy"] * 9 + ["collapsed"]})
+    assert judge_predicate("a.verdict is healthy", nearly).outcome == "UNDECIDED"
+    assert judge_predicate("a.verdict is-not healthy", nearly).outcome == "UNDECIDED"
     assert verdicts(["healthy", None, "healthy"]) == "healthy"
 
 
@@ -311,6 +319,28 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     assert said == [failure]
 
 
+def test_a_run_that_its_collapse_ended_is_a_result(tmp_path, monkeypatch):
+    recipe = tables()["simsiam-fig2"].recipe("without", "tiny", [*SMALL, "probe_every=1", "on_collapse=stop"])
+    c = cells.cell(recipe, tmp_path)
+
+    def ended(*args):
+        c.folder.mkdir(parents=True)
+        (c.folder / "recipe.yaml").write_text(recipe.to_yaml())
+        (c.folder / "summary.json").write_text("{}")
+        raise Failure("collapsed: training stopped")
+
+    monkeypatch.setattr(cells.loop, "pretrain", ended)
+    assert cells._trained(c, Console(quiet=True)).path == c.folder
+
+
+def test_a_gap_that_is_not_finite_is_none(tiny_run, tmp_path, monkeypatch):
+    run = sd.load(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    monkeypatch.setattr(cells, "predictor_gap", lambda run: ExpectationGap(math.nan, math.inf, 1.0))
+    cells._measure(run, frozenset({"gap"}))
+    found = json.loads((run.path / "summary.json").read_text())
+    assert (found["gap_predictor"], found["gap_projection"], found["gap_other"]) == (None, None, 1.0)
+
+
 # The command line.
 
 
@@ -325,6 +355,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
         (["reproduce", "simsiam-t1", "epoch=3"], ["epoch:", "epochs"]),
         (["reproduce", "simsiam-t1", "seed=3"], ["seed", "--seeds"]),
         (["reproduce", "epochs=3"], ["TABLE", "epochs=3"]),
+        (["ablate", "simsiam", "data=digits", "seed=3"], ["seed", "--seeds"]),
         (["ablate"], ["METHOD", "simsiam"]),
         (["ablate", "simsaim"], ["simsaim", "simsiam"]),
         (["ablate", "simsiam", "--edits", "stop-grad"], ["stop-grad", "stop-gradient"]),

@@ -124,6 +124,8 @@ def pretrain(
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     if resume:
         run = _resumable(out, asked, without, module, source)
+        if (named := (recipe_of(method) if isinstance(method, str) else method).method) != run.recipe.method:
+            raise Misuse(f"method {named} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
     base = recipe_of(method) if isinstance(method, str) else method
     asked += edits(base.edit(asked), without)

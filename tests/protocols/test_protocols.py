@@ -18,7 +18,7 @@ from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.protocols import PROTOCOLS, mean_and_std
 from selfdistill.protocols.tuned import few_labels
-from selfdistill.train.subject import fitted, subject_of
+from selfdistill.train.subject import RawPixels, fitted, subject_of
 from tests.conftest import TINY, VIT
 
 QUICK = [
@@ -257,3 +257,17 @@ def test_weights_that_cannot_be_fetched_are_a_failure(say, monkeypatch):
     code, _, err = say("timm:resnet18", "data=digits")
     assert code == 1
     assert "timm:resnet18: its weights cannot be had (no route" in err
+
+
+@pytest.mark.parametrize("protocol", ["clustering", "logistic", "knn"])
+def test_a_run_that_diverged_has_nothing_to_measure(tmp_path, tiny_source, protocol):
+    run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
+    for p in run.backbone.parameters():
+        torch.nn.init.constant_(p, torch.nan)
+    with pytest.raises(Misuse, match="not finite"):
+        sd.measure(run, protocol)
+
+
+def test_raw_pixels_that_patches_do_not_fill_are_refused():
+    with pytest.raises(Misuse, match="50 x 50"):
+        RawPixels(3).maps(torch.zeros(1, 3, 50, 50))

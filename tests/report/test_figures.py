@@ -71,6 +71,11 @@ def test_the_circle_says_how_much_of_many_dimensions_it_keeps():
     assert embeddings.sphere_figure(z).axes
 
 
+def test_a_sphere_of_two_dimensions_is_refused():
+    with pytest.raises(Misuse, match="2 dimensions: this picture takes 3"):
+        embeddings.sphere_figure(torch.randn(2, 10, 2))
+
+
 def test_figures_of_a_diverged_run_are_refused():
     for draw in (embeddings.hypersphere_figure, embeddings.sphere_figure, embeddings.map_figure):
         with pytest.raises(Misuse, match="not finite"):

@@ -201,6 +201,7 @@ REFUSED = [
     ("moco", {"terms.views.loss.queue": 97}, r"queue=97 is longer than the data: bars has 96.*Set it to 48"),
     ("swav", {"terms.views.loss.queue": 0, "terms.views.loss.prototypes": 33}, r"prototypes=33.*is 32 samples"),
     ("simsiam", {"batch_size": 97}, "larger than the data"),
+    ("mean-teacher", {"labels": 97}, "labels=97"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from torch import nn
 
 import selfdistill as sd
+from selfdistill.data.images import Pixels, Source
 from selfdistill.train import checkpoint, loop
 from tests.conftest import TINY, TINY_OF
 from tests.crash import lines, same, state_of, until
@@ -189,3 +191,28 @@ def test_resume_may_name_what_the_run_was_made_without(tiny_source, tmp_path):
     assert sd.pretrain("simsiam", **made, without=["stop-gradient"], resume=True).recipe.stop_gradient is False
     with pytest.raises(sd.Misuse, match="predictor"):
         sd.pretrain("simsiam", **made, without=["predictor"], resume=True)
+
+
+def test_a_bank_of_fewer_images_than_neighbours_ends_its_run(tmp_path):
+    """kNN takes the 20 nearest, or all that there are."""
+    pixels, labels = torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8), torch.arange(24) % 2
+    source = Source("few", Pixels(pixels[:16], labels[:16], ("a", "b")), Pixels(pixels[16:], labels[16:], ("a", "b")))
+    run = sd.pretrain("simsiam", data=source, out=tmp_path / "run", **{**TINY, "batch_size": 8})
+    assert 0 <= run.summary["knn_top1"] <= 1
+    assert {"knn_random_init", "knn_raw_pixels"} <= set(run.summary)
+
+
+def test_resume_keeps_what_protocols_added_and_knows_its_method(tmp_path, tiny_source, tiny_run):
+    folder = shutil.copytree(tiny_run.path, tmp_path / "run")
+    (folder / "summary.json").write_text(json.dumps(tiny_run.summary | {"linear_top1": 0.75}))
+    again = sd.pretrain("simsiam", data=tiny_source, out=folder, resume=True)
+    assert again.summary == tiny_run.summary | {"linear_top1": 0.75}
+    with pytest.raises(sd.Misuse, match=r"method byol with resume of .*, a run of simsiam"):
+        sd.pretrain("byol", data=tiny_source, out=folder, resume=True)
+
+
+def test_a_recipe_file_and_a_run_to_go_on_with_exclude_each_other(command, tiny_run):
+    code, _, err = command("pretrain", "--config", tiny_run.path / "recipe.yaml", "--out", tiny_run.path, "--resume")
+    assert code == 2
+    assert "--config" in err
+    assert "--resume" in err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -122,7 +123,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
                 process.join()
                 ended = total - len(waiting) - len(running)
                 if process.exitcode and not came:
-                    failed.append(f"{c.folder}: {_last_line(c)}")
+                    failed.append(f"{c.folder}: {_last_line(c) if process.exitcode > 0 else f'killed by signal {-process.exitcode}'}")
                     say(failed[-1])
                 elif not process.exitcode:
                     say(f"{ended} of {total}: {c.folder.name} in {time.monotonic() - started:.0f} s, {_in_short(c)}")
@@ -166,7 +167,13 @@ def _trained(c: Cell, console: Console) -> Run:
     begun = (c.folder / "recipe.yaml").is_file()
     if not begun:  # killed before the first word
         shutil.rmtree(c.folder, ignore_errors=True)
-    return loop.pretrain(c.recipe, open_source(c.recipe.data, c.recipe.on_bad_image), c.folder, begun, None, console)
+    recipe = c.recipe.edit(["devices=1"])  # several runs side by side; Fabric would start the whole lab once more for each further device
+    try:
+        return loop.pretrain(recipe, open_source(recipe.data, recipe.on_bad_image), c.folder, begun, None, console)
+    except Failure:
+        if c.summary is None:
+            raise
+        return load(c.folder)  # on_collapse=stop: a result like any other
 
 
 def _measure(run: Run, measures: frozenset[Measure]) -> None:
@@ -177,7 +184,7 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
     if "gap" in measures and MEASURED["gap"] not in run.summary:
         learned = run.recipe.predictor is not None and run.recipe.teacher.kind != "expectation"
         gap = predictor_gap(run)._asdict() if learned else {"predictor": None, "projection": None, "other": None}
-        found |= {f"gap_{name}": value for name, value in gap.items()}
+        found |= {f"gap_{name}": value if value is None or math.isfinite(value) else None for name, value in gap.items()}
     if found:
         write_whole(run.path / "summary.json", json.dumps(run.summary | found, indent=2) + "\n")
 

@@ -60,7 +60,7 @@ def job(table: Table, scale: ScaleName, seeds: int, settings: Sequence[str], lab
     rows = table.at(scale)
     if scale == "paper" and not any(s.startswith("data=") for s in settings):
         raise Misuse(f"--scale paper: name the images, data=path/to/imagenet/train ({table.id} is an ImageNet table)")
-    if any(s.startswith("seed=") for s in settings):
+    if any(s.startswith("seed=") for s in (*table.scales[scale].settings, *settings)):
         raise Misuse("seed=...: the lab runs seeds 0 to N - 1: --seeds N")
     made: dict[tuple[str, int], Cell] = {}
     for name in rows:

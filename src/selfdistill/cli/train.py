@@ -38,6 +38,8 @@ def pretrain(
     settings = settings or []
     if method and "=" in method:
         settings, method = [method, *settings], None
+    if config and resume:
+        raise Misuse(f"--config {config} with --resume: a run goes on with its own recipe; leave one out")
     if config:
         recipe = api.Recipe.from_yaml(config)
         if method not in (None, recipe.method):

@@ -177,6 +177,8 @@ def _principal(z: Tensor, d: int) -> tuple[Tensor, str]:
     z = F.normalize(z.float(), dim=-1)
     if not torch.isfinite(z).all():
         raise Misuse("the embeddings are not finite: there is no picture of a run that diverged")
+    if z.shape[-1] < d:
+        raise Misuse(f"embeddings of {z.shape[-1]} dimensions: this picture takes {d}")
     if z.shape[-1] == d:
         return z, f"{d} dimensions, as they are"
     flat = z.flatten(0, 1)

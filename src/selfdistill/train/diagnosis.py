@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,8 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     images = spread(run.source.test or run.source.train, IMAGES)
     features = of_backbone(run.backbone, images, run.recipe).of["features"]
     gap = predictor_gap(run, augmentations)._asdict() if run.recipe.predictor and run.recipe.teacher.kind != "expectation" else {}
+    if not all(map(math.isfinite, gap.values())):
+        gap = {}  # of a run that diverged
     found = Diagnosis(
         last["verdict"],
         last["because"] + before(run.metrics),

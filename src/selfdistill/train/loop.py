@@ -33,7 +33,7 @@ from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import Run, labelled, make_folder, new_folder
+from selfdistill.train.run import Run, labelled, make_folder, new_folder, object_of
 from selfdistill.views.draw import mix
 
 
@@ -86,6 +86,8 @@ def pretrain(
     how = shlex.join(["selfdistill", "pretrain", recipe.method, *own.flags(), "--out", str(out), "--resume"])
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
+    if fabric.is_global_zero and start < total:
+        (out / "summary.json").unlink(missing_ok=True)  # of a run that a collapse had ended, and that goes on
     guard = Guard(siamese, recipe, source.train, out, passed_over)
 
     def bad(path: Path, reason: str) -> None:
@@ -192,17 +194,18 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     """backbone.safetensors and summary.json, with kNN over the whole bank beside its two baselines."""
     state = {k: v.detach().contiguous().cpu() for k, v in siamese.backbone.net.state_dict().items()}
     write_whole(run.path / "backbone.safetensors", safetensors.torch.save(state))
-    summary = dict(journal.last)
+    summary = object_of(run.path / "summary.json") | journal.last  # a run that had ended keeps what protocols added
     try:
         bank, labels, test, targets = labelled(run.source)
     except Misuse:
         pass
     else:
-        summary["knn_top1"] = run.knn()
+        k = min(20, len(bank))
+        summary["knn_top1"] = run.knn(k)
         # A module of the user's own holds trained weights by now: what it was worth at first, the first line tells.
-        summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder else run.knn(trained=False)
+        summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder else run.knn(k, trained=False)
         if run.recipe.labels is not None:
             summary |= test_errors(siamese, run.recipe, test, targets)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):
-            summary["knn_raw_pixels"] = knn_accuracy(bank.pixels.flatten(1), labels, test.pixels.flatten(1), targets)
+            summary["knn_raw_pixels"] = knn_accuracy(bank.pixels.flatten(1), labels, test.pixels.flatten(1), targets, k)
     write_whole(run.path / "summary.json", json.dumps(summary, indent=2) + "\n")

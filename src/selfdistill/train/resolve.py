@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from selfdistill.data.images import Pixels, Source
+from selfdistill.data.loader import visible_labels
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse
 from selfdistill.parts.contrast import InfoNCE, Swapped
@@ -45,6 +46,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     if recipe.checkpoint.best:
         labelled(source)  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
+        visible_labels(source.train, recipe)  # raises: no labels, or too few, before anything is written
         recipe = recipe.edit([f"projector.out={len(source.train.classes) or 1}"])  # a classifier
     if recipe.compile == "auto":
         steps = recipe.epochs * (len(source.train) // recipe.batch_size)

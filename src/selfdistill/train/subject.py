@@ -55,7 +55,10 @@ class Subject:
     def frozen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same with features, [N, F] and [Q, F] fp32 on the CPU."""
         bank, labels, test, targets = self.images
-        return self.features(bank), labels, self.features(test), targets
+        features, queries = self.features(bank), self.features(test)
+        if not (torch.isfinite(features).all() and torch.isfinite(queries).all()):
+            raise Misuse(f"{self.name}: the features are not finite: a run that diverged has nothing to measure")
+        return features, labels, queries, targets
 
     @cached_property
     def pixels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -173,7 +176,9 @@ class RawPixels(nn.Module):
         return x.flatten(1)
 
     def maps(self, x: Tensor) -> Tensor:
-        """[B, 16 C, S / 4, S / 4]: patches of 4 x 4 pixels."""
+        """[B, 16 C, S / 4, S / 4]: patches of 4 x 4 pixels. Raises `Misuse` for a side that they do not fill."""
+        if x.shape[-1] % 4 or x.shape[-2] % 4:
+            raise Misuse(f"images of {x.shape[-2]} x {x.shape[-1]} pixels: raw pixels are looked at in patches of 4 x 4")
         return F.pixel_unshuffle(x, 4)
 
 
