@@ -122,12 +122,12 @@ def pretrain(
     if encoder is not None:
         asked.append(f"encoder=python:{type(module).__name__}" if module else f"encoder={encoder}")
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
+    base = recipe_of(method) if isinstance(method, str) else method
     if resume:
         run = _resumable(out, asked, without, module, source)
-        if (named := (recipe_of(method) if isinstance(method, str) else method).method) != run.recipe.method:
-            raise Misuse(f"method {named} with resume of {run.path}, a run of {run.recipe.method}")
+        if base.method != run.recipe.method:
+            raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
-    base = recipe_of(method) if isinstance(method, str) else method
     asked += edits(base.edit(asked), without)
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)

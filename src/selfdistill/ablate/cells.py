@@ -123,7 +123,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
                 process.join()
                 ended = total - len(waiting) - len(running)
                 if process.exitcode and not came:
-                    failed.append(f"{c.folder}: {_last_line(c) if process.exitcode > 0 else f'killed by signal {-process.exitcode}'}")
+                    failed.append(f"{c.folder}: {_why(c, process.exitcode)}")
                     say(failed[-1])
                 elif not process.exitcode:
                     say(f"{ended} of {total}: {c.folder.name} in {time.monotonic() - started:.0f} s, {_in_short(c)}")
@@ -189,10 +189,11 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
         write_whole(run.path / "summary.json", json.dumps(run.summary | found, indent=2) + "\n")
 
 
-def _last_line(c: Cell) -> str:
+def _why(c: Cell, code: int) -> str:
+    """What a process that failed said last, or the signal that killed it: a line that it had logged before says nothing of that."""
     log = c.folder.with_suffix(".log")
     lines = log.read_text().strip().splitlines() if log.exists() else []
-    return f"{lines[-1] if lines else 'it was killed'} ({log})"
+    return f"{f'killed by signal {-code}' if code < 0 else lines[-1] if lines else f'exit code {code}'} ({log})"
 
 
 def _in_short(c: Cell) -> str:

@@ -96,8 +96,8 @@ def judge_predicate(text: str, results: Results) -> Judged:
         row, metric = left.split(".")
         states = [results.get(row, {}).get(seed, {}).get(metric) for seed in seeds]
         known = [state for state in states if state is not None]
-        sides = [1.0 if (state in right) == (op == "is") else -1.0 for state in known]
-        outcome: Outcome = "UNDECIDED" if len(set(sides)) != 1 else "HOLDS" if sides[0] > 0 else "FAILS"
+        found = {(state in right) == (op == "is") for state in known}
+        outcome: Outcome = "HOLDS" if found == {True} else "FAILS" if found == {False} else "UNDECIDED"
         return Judged(outcome, f"{left} {op} {' or '.join(right)}: {verdicts(known) or 'no run'}")
     shift = float(right[1] + right[2]) if len(right) > 1 else 0.0
     pairs = [(_value(left, results, seed), _value(right[0], results, seed)) for seed in seeds]

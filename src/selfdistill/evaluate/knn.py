@@ -18,6 +18,11 @@ KS = (10, 20, 100, 200)
 """DINO App. F.1, best at 20"""
 
 
+def usual_k(bank: int) -> int:
+    """20, DINO's best, or all where the bank has fewer images."""
+    return min(20, bank)
+
+
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(cosine similarity [Q, k], place in the bank [Q, k]) of the k nearest of `bank` [N, F] to each of `queries` [Q, F], the
     nearest first.

@@ -18,7 +18,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
-from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
@@ -200,7 +200,7 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     except Misuse:
         pass
     else:
-        k = min(20, len(bank))
+        k = usual_k(len(bank))
         summary["knn_top1"] = run.knn(k)
         # A module of the user's own holds trained weights by now: what it was worth at first, the first line tells.
         summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder else run.knn(k, trained=False)

@@ -13,7 +13,7 @@ from selfdistill.data.images import Images, Source, spread
 from selfdistill.diagnose.metrics import output_std
 from selfdistill.diagnose.ridge import ridge_accuracy
 from selfdistill.errors import Misuse
-from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
@@ -106,7 +106,7 @@ class Monitor:
         scores: dict[str, dict[str, float]] = {}
         for who, network in siamese.networks.items():
             of = [features_of(network.backbone, i, self.recipe, bf16=self.recipe.precision == "bf16") for i in (bank, test)]
-            knn = knn_accuracy(of[0], labels, of[1], targets, k=min(20, len(bank)))
+            knn = knn_accuracy(of[0], labels, of[1], targets, k=usual_k(len(bank)))
             scores[who] = {"knn": knn, "ridge": ridge_accuracy(of[0], labels, of[1], targets)}
         found: dict[str, Any] = {f"{name}_top1": value for name, value in scores.get(self.recipe.keep, scores["student"]).items()}
         if len(scores) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,18 +65,18 @@ class Profile:
         device = next(self.siamese.parameters()).device
         step = sum(seconds.get(part, 0.0) for part in MODEL) / self.steps
         reached, limit = self.flops / step, product_rate(device, self.recipe.precision)
-        found = {
-            "steps": self.steps,
-            "images_per_second": self.steps * self.recipe.batch_size / total,
-            "seconds": seconds,
-            "flops_per_step": self.flops,
-            "flops_per_second": reached,
-            "matrix_product_flops_per_second": limit,
-        }
-        write_whole(self.out / "profile.json", json.dumps(found, indent=2) + "\n")
+        found = Profiled(
+            steps=self.steps,
+            images_per_second=self.steps * self.recipe.batch_size / total,
+            seconds=seconds,
+            flops_per_step=self.flops,
+            flops_per_second=reached,
+            matrix_product_flops_per_second=limit,
+        )
+        write_whole(self.out / "profile.json", found.model_dump_json(indent=2) + "\n")
         lines = [f"{'part':18} {'share':>7} {'ms a step':>10}"]
         lines += [f"{part:18} {s / total:7.1%} {1e3 * s / self.steps:10.2f}" for part, s in sorted(seconds.items(), key=lambda of: -of[1])]
-        lines.append(f"{found['images_per_second']:.0f} images/s. Forward and backward: {self.flops / 1e9:.3g} GFLOP a step, at")
+        lines.append(f"{found.images_per_second:.0f} images/s. Forward and backward: {self.flops / 1e9:.3g} GFLOP a step, at")
         lines.append(f"{reached / 1e9:.3g} GFLOP/s, {reached / limit:.0%} of a matrix product's {limit / 1e9:.3g} on this device.")
         return "\n".join(lines)
 

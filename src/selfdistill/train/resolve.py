@@ -47,7 +47,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         labelled(source)  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
         visible_labels(source.train, recipe)  # raises: no labels, or too few, before anything is written
-        recipe = recipe.edit([f"projector.out={len(source.train.classes) or 1}"])  # a classifier
+        recipe = recipe.edit([f"projector.out={len(source.train.classes)}"])  # a classifier
     if recipe.compile == "auto":
         steps = recipe.epochs * (len(source.train) // recipe.batch_size)
         recipe = recipe.edit([f"compile={'on' if torch.cuda.is_available() and steps >= REPAID else 'off'}"])

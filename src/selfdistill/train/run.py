@@ -210,16 +210,17 @@ def object_of(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
 
     Raises `Misuse` that names the file, and the field where it has one, if it cannot be read as such.
     """
+    if not file.exists():
+        return {}
     try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-        if found:
-            TypeAdapter(shape).validate_python(found)
+        found: dict[str, Any] = json.loads(file.read_text())
+        TypeAdapter(shape).validate_python(found)
     except ValidationError as e:
         where = ".".join(map(str, e.errors()[0]["loc"])) or "the whole"
         raise Misuse(f"{file}: {where}: {e.errors()[0]['msg']}: move it away, and it is made anew") from e
     except (OSError, ValueError) as e:
         raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
-    return found or {}
+    return found
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
