@@ -390,10 +390,11 @@ def test_a_plan_runs_nothing(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_and_resumed(tmp_path):
-    """SIGTERM: the runs under way are saved; the same command ends as if it had not come."""
-    settings = [s for s in SMALL if not s.startswith("epochs")]
-    command = [sys.executable, "-m", "selfdistill", "ablate", "simsiam", *settings, "epochs=6", "--edits", "stop-gradient"]
+@pytest.mark.parametrize("devices", ["auto", "2"])
+def test_killed_and_resumed(tmp_path, devices):
+    """SIGTERM: the runs under way are saved; the same command ends as if it had not come. With two devices a run is two processes."""
+    settings = [*(s for s in SMALL if not s.startswith("epochs")), "epochs=6", f"devices={devices}"]
+    command = [sys.executable, "-m", "selfdistill", "ablate", "simsiam", *settings, "--edits", "stop-gradient"]
     command += ["--jobs", "1", "--out", str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
@@ -413,6 +414,7 @@ def test_killed_and_resumed(tmp_path):
     assert "2 runs, 0 of them done" in done.stdout
     assert (folder / "metrics.jsonl").read_text().startswith(before)
     assert (tmp_path / "simsiam-ablation-tiny.csv").exists()
+    assert ("MEMBER: 2/2" in folder.with_suffix(".log").read_text()) == (devices == "2")  # Fabric's word
 
 
 def test_a_cell_that_another_process_trains_is_known(tmp_path):

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -167,13 +168,31 @@ def _trained(c: Cell, console: Console) -> Run:
     begun = (c.folder / "recipe.yaml").is_file()
     if not begun:  # killed before the first word
         shutil.rmtree(c.folder, ignore_errors=True)
-    recipe = c.recipe.edit(["devices=1"])  # several runs side by side; Fabric would start the whole lab once more for each further device
+    if c.recipe.devices not in ("auto", 1):
+        return _on_several_devices(c, begun)
+    recipe = c.recipe.edit(["devices=1"])  # auto: runs side by side
     try:
         return loop.pretrain(recipe, open_source(recipe.data, recipe.on_bad_image), c.folder, begun, None, console)
     except Failure:
         if c.summary is None:
             raise
         return load(c.folder)  # on_collapse=stop: a result like any other
+
+
+def _on_several_devices(c: Cell, begun: bool) -> Run:
+    """By the command that does it: Fabric starts a run's further processes by repeating the command line, and this one is the lab's."""
+    asked = c.folder.with_suffix(".yaml")
+    asked.write_text(c.recipe.to_yaml())
+    how = ["--resume"] if begun else ["--config", str(asked)]
+    words = ["-m", "selfdistill", "pretrain", *own.flags(), *how, "--out", str(c.folder), "--no-report"]
+    with faults.signals() as came, subprocess.Popen([sys.executable, *words]) as command:
+        while command.poll() is None:
+            time.sleep(0.2)
+            if came:
+                command.send_signal(came.pop())
+    if c.summary is None:
+        sys.exit(command.returncode or 1)  # what it said is in the log already
+    return load(c.folder)
 
 
 def _measure(run: Run, measures: frozenset[Measure]) -> None:
