@@ -341,6 +341,15 @@ def test_a_gap_that_is_not_finite_is_none(tiny_run, tmp_path, monkeypatch):
     assert (found["gap_predictor"], found["gap_projection"], found["gap_other"]) == (None, None, 1.0)
 
 
+def test_a_reason_is_said_at_its_scale_and_where_the_claim_does_not_hold(job):
+    claims = [
+        Claim(id=id, says="", source="", where=(f"as-it-is.knn {compared} 2",), because={scale: "This is why."})
+        for id, compared, scale in (("fails", ">", "tiny"), ("holds", "<", "tiny"), ("elsewhere", ">", "small"))
+    ]
+    record = results.record(job._replace(table=job.table.model_copy(update={"claims": claims})))
+    assert {claim["id"]: claim["because"] for claim in record["claims"]} == {"fails": "This is why.", "holds": "", "elsewhere": ""}
+
+
 # The command line.
 
 

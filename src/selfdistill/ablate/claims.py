@@ -63,8 +63,8 @@ class Claim(Spec):
     where: tuple[Predicate, ...]
     at: tuple[ScaleName, ...] = ("tiny", "small", "paper")
     """scales that have its rows"""
-    because: str = ""
-    """why it does not hold at a small scale, where that is known; shown only where it does not"""
+    because: dict[ScaleName, str] = {}
+    """why it does not hold at a scale, where that is known; shown only where it does not"""
 
 
 class Judged(NamedTuple):

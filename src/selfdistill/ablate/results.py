@@ -56,7 +56,7 @@ def record(job: Job) -> dict[str, Any]:
                 "where": list(claim.where),
                 "outcome": judged.outcome,
                 "evidence": judged.evidence,
-                "because": claim.because if judged.outcome != "HOLDS" else "",
+                "because": claim.because.get(job.scale, "") if judged.outcome != "HOLDS" else "",
             }
             for claim, judged in job.judged
         ],
