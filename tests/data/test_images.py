@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from selfdistill.data import BadImage, Files, Pixels, inspect, printable, read_image
+from selfdistill.data.reading import open_photo
 from selfdistill.errors import Misuse
 
 HEIGHT, WIDTH = 12, 20
@@ -136,8 +137,21 @@ def test_exif_orientation(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"a.{extension}"
     image.save(path, exif=exif)
     assert pixels(path).shape == (40, 16, 3)
+    with open_photo(path) as photo:
+        assert (photo.height, photo.width) == (40, 16)  # before it is decoded: crops are drawn from these
     assert pixels(path)[2:14].mean() > 230
     assert pixels(path)[18:].mean() < 25
+
+
+def test_damage_inside_a_png_is_an_error_and_no_black_image(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(255 - b for b in content[middle : middle + 64])
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(BadImage, match=r"a\.png"):
+        read_image(tmp_path / "a.png")
 
 
 def test_damaged_exif_keeps_the_image(tmp_path: Path) -> None:

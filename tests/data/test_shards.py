@@ -12,6 +12,7 @@ from PIL import Image
 
 import selfdistill as sd
 from selfdistill.data import BadImage, open_source
+from selfdistill.data.folder import split_of
 from selfdistill.data.loader import micro_batches
 from selfdistill.data.pack import pack
 from selfdistill.data.shards import _expanded
@@ -68,6 +69,81 @@ def test_folders_in_an_archive_are_classes_and_no_labels_are_none(tmp_path):
     assert len(source.test) == 2
     bare = open_source(str(write(tmp_path / "b.tar", {f"{i}.jpg": jpeg(i) for i in range(5)})))
     assert (bare.train.labels, bare.test, len(bare.train)) == (None, None, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("imagenet1k-train-0000.tar", "train"),
+        ("imagenet1k-validation-00.tar", "validation"),
+        ("default/test/0000.parquet", "test"),
+        ("TEST_3.tar", "test"),
+        ("valencia-000.tar", "train"),
+        ("latest-000.tar", "train"),
+        ("mnist-test-cut-train-0.tar", "train"),
+        ("shards-000.tar", "train"),
+    ],
+)
+def test_a_split_is_a_word_of_the_name(name, split):
+    assert split_of(name) == split
+
+
+def test_shards_to_hold_out_are_one_split_with_the_labels_of_training(tmp_path):
+    def shard(name, classes, n=10):
+        write(tmp_path / name, {f"{c}{i}.{end}": data for c in classes for i in range(n) for end, data in said(c, i)})
+
+    def said(c, i):
+        return [("jpg", jpeg(i))] + ([("cls", c.encode())] if c != "x" else [])
+
+    shard("set-train-0.tar", "01")
+    shard("set-val-0.tar", "01", 3)
+    shard("set-test-0.tar", "x", 4)
+    source = open_source(str(tmp_path))
+    assert (len(source.train), len(source.test), source.train.classes) == (20, 6, ("0", "1"))
+    assert any("named test are not used" in note for note in source.notes)
+    shard("set-test-0.tar", "01", 4)
+    source = open_source(str(tmp_path))
+    assert (len(source.test), source.test.labels.tolist()) == (8, [0] * 4 + [1] * 4)
+    assert any("named val are not used" in note for note in source.notes)
+
+
+def test_one_folder_is_no_class_and_images_of_one_key_are_counted(tmp_path):
+    source = open_source(str(write(tmp_path / "a.tar", {f"photos/IMG.{i}.jpg": jpeg(i) for i in range(5)} | {"photos/b.jpg": jpeg(1)})))
+    assert (len(source.train), source.train.classes, source.test) == (2, (), None)
+    assert any(note.startswith("4 images are not used") for note in source.notes)
+
+
+def test_a_name_with_brackets_and_one_at_home(tmp_path, monkeypatch):
+    write(tmp_path / "photos [1].tar", {f"{i}.jpg": jpeg(i) for i in range(5)})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_source(str(tmp_path / "photos [1].tar")).train) == len(open_source("~/photos [1].tar").train) == 5
+
+
+def test_an_archive_that_is_gone_is_a_bad_image(tmp_path):
+    source = open_source(str(write(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(3)})))
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(BadImage, match=r"a\.tar@.*No such file"), source.train.open(2):
+        pass
+
+
+def test_a_secret_test_split_of_a_table_and_a_row_without_image(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for path, n, labels in (
+        ("default/train/0.parquet", 20, [0, 1]),
+        ("default/test/0.parquet", 6, [-1]),
+        ("validation.parquet", 4, [1, 0]),
+    ):
+        rows = {
+            "image": [{"bytes": jpeg(i), "path": None} for i in range(n - 1)] + [None],
+            "label": [labels[i % len(labels)] for i in range(n)],
+        }
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / path))
+    source = open_source(f"hf:{tmp_path}")
+    assert (len(source.train), source.test.labels.tolist()) == (20, [1, 0, 1, 0])
+    with pytest.raises(BadImage, match="no image in this row"):
+        source.train.open(19)
 
 
 def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from selfdistill.errors import Misuse
 
 Policy = Literal["skip", "error"]
 HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that fits is held out
+WORD = re.compile(rf"(?<![a-z])(train|{'|'.join(HELD_OUT)})(?![a-z])")
 BATCH = 1024  # files in flight while they are inspected: memory stays flat for a folder of millions
 
 
@@ -151,6 +153,11 @@ def _held_out(
         why = "its images do not lie in the class folders of train/" if good else "none of its images is good"
         notes.append(f"{printable(names[0].split(os.sep)[0])}/ is not used: {why}")
     return [], notes
+
+
+def split_of(name: str) -> str:
+    """The split that a file's name says, as a word of its own and the last if several: imagenet1k-validation-00.tar. Else train."""
+    return next(reversed(WORD.findall(name.lower())), "train")
 
 
 def held_out_tenth(names: Sequence[str], classes: Sequence[Hashable]) -> tuple[Tensor, Tensor]:

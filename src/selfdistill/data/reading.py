@@ -14,13 +14,15 @@ from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 # Formats that Pillow names but does not decode, and those it hands to another program (Ghostscript, Windows).
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
 SIXTEEN_BIT = {"PNG", "PPM"}  # formats whose mode "I" holds 0..65535, never more
-SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height"""
+TURN = Image.Transpose
+UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM}
+SIDEWAYS = {5: TURN.TRANSPOSE, 6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+"""what turns an image of an EXIF orientation upright; SIDEWAYS swap width and height"""
 ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -61,15 +63,15 @@ class Photo:
     """An image whose header is read, `height` x `width` pixels when upright; its pixels on demand."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self._image, size = file, None, _plain_jpeg(file)
+        self._file, self._image, self._turned, size = file, None, 1, _plain_jpeg(file)
         if size:
             _check_size(*size)
             self._is_plain, (self.width, self.height) = True, size
             return
         self._image = image = _by_pillow(file)
-        turned = _orientation(image)
-        self._is_plain = image.format == "JPEG" and image.mode == "RGB" and turned == 1
-        self.width, self.height = reversed(image.size) if turned in SIDEWAYS else image.size
+        self._turned = _orientation(image)
+        self._is_plain = image.format == "JPEG" and image.mode == "RGB" and self._turned == 1
+        self.width, self.height = reversed(image.size) if self._turned in SIDEWAYS else image.size
 
     def pixels(self, scale: float = 1.0) -> np.ndarray:
         """uint8 [H, W, 3]: RGB, upright by its EXIF orientation, transparency laid on white, the first frame of several.
@@ -87,7 +89,7 @@ class Photo:
             self._file.seek(0)
         image = self._image or _by_pillow(self._file)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        return np.array(_upright_rgb(image))  # a copy: Pillow's own is not writable
+        return np.array(_upright_rgb(image, self._turned))  # a copy: Pillow's own is not writable
 
 
 @contextmanager
@@ -170,9 +172,12 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF's, 1 to 8; 1 is upright."""
+    """EXIF's, 1 to 8, as far as the header says it; 1 is upright."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself, and says their size so
     with suppress(Exception):  # damaged EXIF data is no reason to lose the image
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # Not `image.getexif`: that of a PNG decodes the pixels to look behind them, and here an error of theirs would pass.
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     return 1
 
 
@@ -184,11 +189,11 @@ def _tail(file: BinaryIO, length: int = 64) -> bytes:
     return tail
 
 
-def _upright_rgb(image: ImageFile.ImageFile) -> Image.Image:
-    image.load()
-    with suppress(Exception):  # damaged EXIF data is no reason to lose the image
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT):
+def _upright_rgb(photo: ImageFile.ImageFile, turned: int = 1) -> Image.Image:
+    photo.load()
+    turn = (UPRIGHT | SIDEWAYS).get(turned)
+    image = photo if turn is None else photo.transpose(turn)
+    if image.mode.startswith("I;16") or (image.mode == "I" and photo.format in SIXTEEN_BIT):
         return _grey(np.asarray(image) >> 8)
     if image.mode in ("I", "F"):
         return _grey(_to_255(np.asarray(image), (255, 65535) if image.mode == "I" else (1, 255, 65535)))

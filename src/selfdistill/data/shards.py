@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections import defaultdict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from selfdistill.data.folder import HELD_OUT, held_out_tenth
+from selfdistill.data.folder import HELD_OUT, held_out_tenth, split_of
 from selfdistill.data.images import Encoded, Source, picked
-from selfdistill.data.reading import Photo, extensions, open_photo, printable
+from selfdistill.data.reading import BadImage, Photo, extensions, open_photo, printable
 from selfdistill.errors import Misuse
 
 
@@ -37,8 +37,11 @@ class Slices(Encoded):
 
     def open(self, i: int) -> AbstractContextManager[Photo]:
         archive, start, length = self.where[i].tolist()
-        with open(self.archives[archive], "rb") as file:
-            content = os.pread(file.fileno(), length, start)
+        try:
+            with open(self.archives[archive], "rb") as file:
+                content = os.pread(file.fileno(), length, start)
+        except OSError as e:
+            raise BadImage(Path(self.path(i)), e.strerror or str(e)) from e
         return open_photo(Path(self.path(i)), content)
 
     def path(self, i: int) -> str:
@@ -57,6 +60,8 @@ class _Part:
     keys: list[str] = field(default_factory=list)
     where: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+    hidden: int = 0
+    """images whose key another one of their archive has too"""
 
 
 def is_shards(data: str) -> bool:
@@ -77,32 +82,56 @@ def open_shards(data: str) -> Source:
     """The images in the tar files that `data` names (see `is_shards`), in the order of names.
 
     A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer), the field `label` of
-    `KEY.json`, or the image's folder for its label. Shards whose name starts with test, val or validation are held out; without
-    any, a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
+    `KEY.json`, or the image's folder for its label; with fewer than two classes there are none. Shards whose name has one of HELD_OUT
+    as a word are held out, the first of these whose labels are the training set's; without any, a tenth of each class is. Raises
+    `Misuse`: no such file, no image, or an archive that is compressed or damaged.
     """
     pattern = os.path.join(glob.escape(data), "*.tar") if os.path.isdir(data) else data
-    paths = sorted({Path(p) for expanded in _expanded(pattern) for p in glob.glob(expanded)})
-    if not paths:
+    found = [data] if os.path.isfile(data) else [p for expanded in _expanded(pattern) for p in glob.glob(expanded)]
+    if not found:
         raise Misuse(f"data={printable(data)}: no such tar file. A pattern is written shards-{{000..127}}.tar or 'shards-*.tar', in quotes")
-    parts = {True: _Part(), False: _Part()}
-    for path in paths:
-        part = parts[path.name.lower().startswith(HELD_OUT)]
-        for key, start, length, label in _samples(path):
-            part.where.append((len(part.archives), start, length))
-            part.keys.append(key)
-            part.labels.append(label)
-        part.archives.append(path)
-    train, held = parts[False], parts[True]
+    parts: dict[str, _Part] = defaultdict(_Part)
+    for path in sorted(set(map(Path, found))):
+        _add(parts[split_of(path.name)], path)
+    train = parts.pop("train", _Part())
     if not train.keys:
-        raise Misuse(f"data={printable(data)}: no images to train on in {len(paths)} tar files (shards named test or val are held out)")
-    named = {label for part in parts.values() for label in part.labels}
-    classes = () if None in named else tuple(sorted(map(str, named), key=lambda c: (c.isdecimal(), int(c) if c.isdecimal() else 0, c)))
-    images, test, notes = _slices(train, classes), _slices(held, classes) if held.keys else None, []
-    if classes and test is None:
+        raise Misuse(
+            f"data={printable(data)}: no images to train on in {len(set(found))} tar files (shards named test or val are held out)"
+        )
+    named = set(train.labels)
+    classes = () if None in named or len(named) < 2 else tuple(sorted(map(str, named), key=_in_order))
+    images, notes = _slices(train, classes), [f"{len(train.keys)} images in {len(train.archives)} shards"]
+    if train.hidden:
+        notes.append(f"{train.hidden} images are not used: another one has their key, the name up to its first dot")
+    held = None
+    for split in (split for split in HELD_OUT if split in parts and parts[split].keys):
+        fits = not classes or set(parts[split].labels) <= named
+        if fits and held is None:
+            held = _slices(parts[split], classes)
+        else:
+            notes.append(
+                f"shards named {split} are not used: {'others are held out' if fits else 'their labels are not those of the others'}"
+            )
+    if classes and held is None:
         test_rows, train_rows = held_out_tenth(train.keys, train.labels)
-        images, test = images.pick(train_rows), images.pick(test_rows)
-        notes.append(f"no shards named test or val: {len(test)} images, a tenth of each class, are held out for the probes")
-    return Source(printable(data), images, test, notes=(f"{len(train.keys)} images in {len(train.archives)} shards", *notes))
+        images, held = images.pick(train_rows), images.pick(test_rows)
+        notes.append(f"no labelled shards named test or val: {len(held)} images, a tenth of each class, are held out for the probes")
+    return Source(printable(data), images, held, notes=tuple(notes))
+
+
+def _in_order(label: str) -> tuple[bool, int, str]:
+    return label.isdecimal(), int(label) if label.isdecimal() else 0, label
+
+
+def _add(part: _Part, path: Path) -> None:
+    """The images of an archive."""
+    samples, hidden = _samples(path)
+    for key, start, length, label in samples:
+        part.where.append((len(part.archives), start, length))
+        part.keys.append(key)
+        part.labels.append(label)
+    part.archives.append(path)
+    part.hidden += hidden
 
 
 def _slices(part: _Part, classes: tuple[str, ...]) -> Slices:
@@ -111,10 +140,11 @@ def _slices(part: _Part, classes: tuple[str, ...]) -> Slices:
     return Slices(part.archives, torch.tensor(part.where, dtype=torch.int64).view(-1, 3), labels, classes)
 
 
-def _samples(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
-    """(key, first byte, length, label) of each image of a tar file."""
+def _samples(path: Path) -> tuple[list[tuple[str, int, int, str | None]], int]:
+    """(key, first byte, length, label) of each image of a tar file, and how many more have a key that is taken."""
     found: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
+    hidden = 0
     try:
         with tarfile.open(path, "r:") as tar:  # uncompressed only: others have no random access
             for member in tar:
@@ -129,11 +159,11 @@ def _samples(path: Path) -> Iterator[tuple[str, int, int, str | None]]:
                     if label is not None:
                         labels[key] = str(label)
                 elif "." + ending.lower().rpartition(".")[2] in extensions():
+                    hidden += key in found
                     found[key] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError, AttributeError) as e:
         raise Misuse(f"{printable(path)}: not an uncompressed tar file, or damaged ({e}): unpack it, or write it anew") from e
-    for key, (start, length) in found.items():
-        yield key, start, length, labels.get(key) or os.path.dirname(key) or None
+    return [(key, *place, labels.get(key) or os.path.dirname(key) or None) for key, place in found.items()], hidden
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -39,7 +39,7 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     Raises Misuse for what is neither, a stream among them; Failure when a set can be neither found nor downloaded.
     """
     check_data(data)
-    name = os.fspath(data)
+    name = os.path.expanduser(data)
     if isinstance(data, str) and name in SOURCES:
         return SOURCES[name]()
     if name.startswith(PREFIX):

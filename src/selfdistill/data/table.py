@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from selfdistill.data.folder import HELD_OUT, held_out_tenth
+from selfdistill.data.folder import HELD_OUT, held_out_tenth, split_of
 from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import BadImage, Photo, open_photo, printable
 from selfdistill.errors import Failure, Misuse
@@ -40,6 +40,8 @@ class Rows(Encoded):
     def open(self, i: int) -> AbstractContextManager[Photo]:
         row = int(self.rows[i])
         cell = self.table[row][self.column]
+        if cell is None:
+            raise BadImage(Path(self.path(i)), "no image in this row")
         if cell["bytes"] is None:
             return open_photo(self._inside(str(cell["path"])))
         return open_photo(Path(self.path(i)), cell["bytes"])
@@ -60,7 +62,7 @@ class Rows(Encoded):
 def open_table(data: str) -> Source:
     """`hf:NAME` of the hub, or `hf:FOLDER` with parquet files or what `save_to_disk` wrote. The first column of images, and the first
     of class labels if there is one. No code of a data set's own is run. Raises `Misuse`, or `Failure` when it cannot be loaded."""
-    name = data.removeprefix(PREFIX)
+    name = os.path.expanduser(data.removeprefix(PREFIX))
     try:
         import datasets
     except ImportError as e:
@@ -71,14 +73,16 @@ def open_table(data: str) -> Source:
         raise Failure(f"data={data}: cannot be loaded: {' '.join(str(e).split())[:300]}") from e
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     train = splits.get("train", next(iter(splits.values())))
-    test = next((splits[s] for s in HELD_OUT if s in splits and splits[s] is not train), None)
     images = _rows(datasets, name, train)
+    held = (_rows(datasets, name, splits[s]) for s in HELD_OUT if s in splits and splits[s] is not train)
+    # A test split whose labels are kept secret, all of them -1, is common on the hub.
+    test = next((rows for rows in held if images.labels is None or (rows.labels is not None and bool((rows.labels >= 0).any()))), None)
     if test is not None:
-        return Source(data, images, _rows(datasets, name, test))
+        return Source(data, images, test)
     if images.labels is None:
         return Source(data, images, notes=("no labels: no column of the set is a ClassLabel",))
     test_rows, train_rows = held_out_tenth([str(i) for i in range(len(images))], images.labels.tolist())
-    note = f"no test split: {len(test_rows)} images, a tenth of each class, are held out for the probes"
+    note = f"no labelled test split: {len(test_rows)} images, a tenth of each class, are held out for the probes"
     return Source(data, images.pick(train_rows), images.pick(test_rows), notes=(note,))
 
 
@@ -90,8 +94,7 @@ def _load(datasets: Any, name: str) -> Any:
         return datasets.load_from_disk(name)
     splits: dict[str, list[str]] = {}
     for file in files:
-        stem = os.path.basename(file).lower()
-        splits.setdefault(next((s for s in HELD_OUT if stem.startswith(s)), "train"), []).append(file)
+        splits.setdefault(split_of(os.path.relpath(file, name)), []).append(file)
     return datasets.load_dataset("parquet", data_files=splits)
 
 
