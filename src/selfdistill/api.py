@@ -111,7 +111,7 @@ def pretrain(
     where the time went.
     Raises `Misuse` for what cannot be done, before anything is written.
     """
-    console = console or Console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)  # of several processes one speaks
+    console = console or Console(markup=False, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)  # of several processes one speaks
     if isinstance(data, Tensor):
         data = Source("tensor", Pixels(data))
     source = data if isinstance(data, Source) else None

@@ -23,6 +23,14 @@ def beside(path: Path) -> Iterator[Path]:
         remove(part)
 
 
+def check_place(path: Path, option: str) -> None:
+    """Raises `Misuse` where no file can come to be: before the work that it is for. option: the user's word for it."""
+    if path.is_dir():
+        raise Misuse(f"{option} {path}: is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise Misuse(f"{option} {path}: there is no folder {path.parent}")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """The same for a file, the old one or the new one. Raises `Failure` when the disk fails."""

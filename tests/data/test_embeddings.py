@@ -33,6 +33,13 @@ def test_parquet_with_a_list_column(tmp_path, column):
     assert labels.tolist() == CODES
 
 
+def test_a_null_is_no_label(tmp_path):
+    for labels, expected in (([None] * len(Z), None), (["b", None, *["a"] * (len(Z) - 2)], [1, -1, *[0] * (len(Z) - 2)])):
+        pq.write_table(pa.table({"features": Z.tolist(), "label": pa.array(labels, pa.string())}), tmp_path / "z.parquet")
+        found = read_embeddings(tmp_path / "z.parquet")[1]
+        assert (found if found is None else found.tolist()) == expected
+
+
 def test_parquet_with_a_column_a_dimension(tmp_path):
     pq.write_table(pa.table({"a": Z[:, 0], "name": NAMES, "b": Z[:, 1], "c": Z[:, 2]}), tmp_path / "z.parquet")
     z, labels = read_embeddings(tmp_path / "z.parquet")

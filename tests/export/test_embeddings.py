@@ -53,6 +53,13 @@ def test_alike_is_every_pair_once(shape, threshold):
     assert all(abs(cosine[i, j] - threshold) < 1e-5 for i, j in near)  # rounding may decide at the threshold itself, nowhere else
 
 
+def test_exact_copies_are_alike_at_1():
+    features = F.relu(some(200, 512, 0)).repeat(2, 1)
+    found = [(i, j, c) for chunk in alike(features, 1.0) for i, j, c in zip(*(part.tolist() for part in chunk), strict=True)]
+    assert [(i, j) for i, j, _ in found] == [(i, i + 200) for i in range(200)]
+    assert all(1 - 1e-6 <= c <= 1 for _, _, c in found)
+
+
 def test_alike_in_chunks(monkeypatch):
     features = some(50, 3, 0)
     whole = torch.cat([torch.stack([i, j]) for i, j, _ in alike(features, 0.5)], 1)
@@ -147,11 +154,15 @@ def test_what_goes_wrong_leaves_the_old_file(run, tiny_run, photos, tmp_path):
     out.write_text("old")
     with pytest.raises(sd.Misuse, match="images of 3 channels for a network of 1"):
         sd.embed_to(tiny_run, str(photos), out)
-    for wrong, said in (("e.txt", ".parquet or .npy"), ("no/e.npy", "no folder")):
+    (tmp_path / "photos.csv").write_text("of the user's own")
+    for wrong, said in (
+        ("e.txt", ".parquet or .npy"),
+        ("no/e.npy", "no folder"),
+        ("photos.npy", r"photos\.csv, which would come beside it"),
+    ):
         with pytest.raises(sd.Misuse, match=said):
             sd.embed_to(run, str(photos), tmp_path / wrong)
-    assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]
-    assert out.read_text() == "old"
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"e.npy": "old", "photos.csv": "of the user's own"}
 
 
 RANDOM = ["encoder=resnet-small", "encoder.options={widths: [8, 16]}", "views.size=16", "workers=0"]
@@ -219,19 +230,27 @@ def test_neighbours_and_duplicates_on_the_command_line(command, run, photos, tmp
     assert "twin.png" in pair
     assert Image.open(tmp_path / "pairs.png").size[0] > 200
 
+    broken = tmp_path / "broken.png"  # whole at both ends
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)).save(broken)
+    content = broken.read_bytes()
+    broken.write_bytes(content[:9000] + bytes(99) + content[9099:])
+
     for args, said in (
-        (["neighbours", run.path, "nothing.png", photos], "nothing.png: does not exist"),
+        (["neighbours", run.path, "nothing.png", photos], "nothing.png: No such file"),
         (["neighbours", run.path, tmp_path / "pairs.csv", photos], "not an image"),
         (["duplicates", run.path, photos, "--threshold", 2], "threshold=2"),
+        (["duplicates", run.path, photos, "--out", "."], "--out .: is a folder"),
+        (["neighbours", run.path, photos / "cats" / "01.png", photos, "--sheet", "no/a.png"], "no folder no"),
+        (["neighbours", run.path, broken, photos], "broken.png"),
         (["embed", run.path, "data=nowhere/at/all"], "nowhere/at/all"),
         (["embed", tmp_path, photos], "not a run folder"),
     ):
         code, _, err = command(*args)
         assert code == 2
         assert said in err
-    code, out, _ = command("embed", run.path, f"data={photos}", "--out", "e.npy")
+    code, out, _ = command("embed", run.path, f"data={photos}", "--out", "e [old].npy")
     assert code == 0
-    assert "61 images in e.npy" in out
+    assert "61 images in e [old].npy" in out
     code, out, _ = command("export", run.path, "--format", "safetensors", "--out", "given")
     assert code == 0
     assert "the student's backbone" in out

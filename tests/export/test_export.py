@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -147,6 +148,17 @@ def test_what_torchvisions_resnets_are_not(encoder, said, tmp_path):
     with pytest.raises(sd.Misuse, match=said):
         FORMATS["torchvision"].write(kept, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_of_a_run_whose_images_are_gone_and_of_weights_that_lie_somewhere(small, colours, tmp_path):
+    run = sd.load(shutil.copytree(small.path, tmp_path / "run"))
+    words = (run.path / "recipe.yaml").read_text().replace(f"data: {run.recipe.data}", "data: /home/alice/photos")
+    (run.path / "recipe.yaml").write_text(words.replace("init_from: null", "init_from: /home/alice/w.pth"))
+    sd.export_run(run.path, "safetensors", data=colours, out=tmp_path / "given")
+    card = (tmp_path / "given" / "README.md").read_text()
+    assert "init_from: w.pth" in card
+    assert "alice" not in card
+    assert f"Trained on {len(colours.train)} images of photos" in card
 
 
 def test_an_unknown_format_and_a_network_that_torchvision_lacks(vit, tiny_run, tmp_path):

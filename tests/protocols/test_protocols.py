@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 import selfdistill as sd
+from selfdistill import protocols
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.sources import digits
-from selfdistill.errors import Misuse
+from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.evaluate.logistic import logistic
 from selfdistill.protocols import PROTOCOLS, mean_and_std
 from selfdistill.protocols.tuned import few_labels
 from selfdistill.train.subject import RawPixels, fitted, subject_of
@@ -212,6 +214,8 @@ WRONG = [
     (["raw-pixels", "data=digits", "-k", "0"], ["knn.ks"]),
     (["raw-pixels", "data=digits", "knn.k=3"], ["knn.k=3", "ks, temperature"]),
     (["raw-pixels", "data=digits", "knn.temperature=cold"], ["knn.temperature=cold"]),
+    (["raw-pixels", "data=digits", "knn.temperature=2024-02-31"], ["knn.temperature=2024-02-31"]),
+    (["raw-pixels", "data=digits", "knn.ks=[10, 1400]"], ["nine tenths", "1293"]),
     (["raw-pixels", "data=digits", "linear.epochs=3"], ["linear.epochs=3", "knn"]),
     (["raw-pixels", "data=digits", "--protocol", "finetune"], ["nothing to fine-tune"]),
     (["raw-pixels", "data=digits", "--protocol", "finetune", "finetune.optimizer=adam"], ["finetune.optimizer", "adam"]),
@@ -247,6 +251,31 @@ def test_masks_that_do_not_fit(say, tmp_path):
         code, _, err = say("raw-pixels", "data=digits", "--protocol", "dense", "dense.data=set", "dense.size=16")
         assert code == 2
         assert said in err
+
+
+def test_masks_of_black_and_white_say_what_255_is(tmp_path):
+    masked(tmp_path / "set")
+    for file in (tmp_path / "set" / "masks").iterdir():
+        Image.fromarray(255 * np.asarray(Image.open(file))).save(file)
+    with pytest.raises(Misuse, match="255 is no class"):
+        sd.measure("raw-pixels", "dense", f"dense.data={tmp_path / 'set'}", "dense.size=16", data="digits")
+
+
+def test_what_was_measured_before_a_mistake_or_a_full_disk_is_said(say, run, monkeypatch):
+    code, out, err = say("raw-pixels", "data=digits", "--protocol", "knn,finetune")
+    assert (code, "finetune" in err, "0.9750" in out) == (2, True, True)
+
+    def full(*args):
+        raise Failure("evaluation.json: cannot be written")
+
+    monkeypatch.setattr(protocols, "write_whole", full)
+    code, out, err = say(run.path, "--protocol", "retrieval")
+    assert (code, "cannot be written" in err, "mAP" in out) == (1, True, True)
+
+
+def test_logistic_regression_of_one_class_is_refused():
+    with pytest.raises(Misuse, match="one class"):
+        logistic(torch.randn(30, 4), torch.zeros(30, dtype=torch.long), torch.randn(5, 4), torch.zeros(5, dtype=torch.long))
 
 
 def test_weights_that_cannot_be_fetched_are_a_failure(say, monkeypatch):

@@ -11,7 +11,7 @@ import selfdistill as sd
 from selfdistill.errors import Misuse
 from selfdistill.parts.encoder import Encoder
 from selfdistill.report import attention, curves, embeddings
-from selfdistill.report.style import save
+from selfdistill.report.style import rendered, save
 from tests.conftest import TINY, VIT
 
 G = torch.Generator().manual_seed(0)
@@ -53,6 +53,21 @@ def test_spectrum_names_the_effective_rank():
     figure = embeddings.spectrum_figure({"three": z})
     assert "effective rank 3 of 5" in texts(figure)
     assert figure.axes[0].lines[0].get_ydata()[:3] == pytest.approx([1, 1, 1], rel=1e-4)
+
+
+def test_a_spectrum_of_one_image_is_refused():
+    with pytest.raises(Misuse, match="one image"):
+        embeddings.spectrum_figure({"a": torch.randn(1, 5)})
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (6, 7)), (2, (6, 7)), (3, (6, 7, 3)), (5, (6, 7, 3))])
+def test_images_of_any_channels_are_shown(channels, shape):
+    assert embeddings.shown(torch.zeros(channels, 6, 7, dtype=torch.uint8)).shape == shape
+
+
+def test_a_class_may_be_called_as_a_formula():
+    figure = embeddings.map_figure(torch.randn(40, 5), torch.arange(40) % 2, ("$x_$", "b"))
+    rendered(figure, "png", dpi=50)
 
 
 def test_density_of_the_angle_integrates_to_one():

@@ -13,7 +13,7 @@ from torch import nn
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
 from selfdistill.diagnose.verdict import State
-from selfdistill.report import page, sections
+from selfdistill.report import page, pictures, sections
 from selfdistill.report.pictures import Look
 from tests.conftest import TINY, VIT
 from tests.report.browser import CHROMIUM, Browser
@@ -38,6 +38,10 @@ def written(runs, tmp_path_factory):
 
 def text_of(blocks):
     return json.dumps([vars(block) for block in blocks], default=str)
+
+
+def words_of(figure):
+    return [ax.get_title() for ax in figure.axes]
 
 
 def told(section, run):
@@ -121,7 +125,10 @@ def test_data_that_has_gone_leaves_the_rest(tmp_path):
         "simsiam", data=photos, out=tmp_path / "run", **{**TINY, "encoder": "resnet-small", "epochs": 1, "views.size": 8, "batch_size": 8}
     )
     assert "no labels" in text_of(told(sections.worth, run))
-    assert "Not shown" not in text_of(told(sections.embeddings, run))
+    assert "40 training images" in (text := text_of(told(sections.embeddings, run)))
+    assert "Not shown" not in text
+    assert "Training images at the left" in text_of(told(sections.neighbours, run))
+    assert "1.00" not in words_of(pictures.neighbours(pictures.Asked([Look(run)])))  # an image is not its own neighbour
     shutil.rmtree(photos)
     text = sd.write_report(run.path).read_text()
     assert "photos" in text

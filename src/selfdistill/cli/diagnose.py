@@ -37,11 +37,10 @@ def diagnose(
     console.print(table)
     if found.since:
         console.print(f"since epoch {found.since['epoch']:g}, step {found.since['step']}", highlight=False)
-    console.print(found.because, soft_wrap=True, markup=False)
+    console.print(found.because, soft_wrap=True)
     if gap := found.expectation:
         console.print(
             f"predictor and expectation over {augmentations} augmentations (SimSiam Sec. 5.2): |h(z1) - E[z2]|^2 {gap['predictor']:.4f}, "
             f"|z1 - E[z2]|^2 {gap['projection']:.4f}, of another image {gap['other']:.4f}",
             soft_wrap=True,
-            markup=False,
         )

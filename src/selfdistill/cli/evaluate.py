@@ -35,7 +35,7 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(min=1e-6, help="knn: of the votes, 0.07 if not given")] = None,
 ) -> None:
     """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
-    from selfdistill.protocols import is_protocol_setting, measured, protocols_of
+    from selfdistill.protocols import is_protocol_setting, kept, measured, protocols_of
     from selfdistill.train.run import EVALUATION
     from selfdistill.train.subject import subject_of
 
@@ -49,26 +49,32 @@ def evaluate(
     subjects = [subject_of(name, [s for s in settings if s not in own]) for name in names]
     subjects = [subject.on(to) for subject in subjects] if to else subjects
     found: list[dict[str, Any]] = []
-    for subject in subjects:
-        found.append({})
-        for name, how in protocols.items():
-            with console.status(f"{subject.name}: {name}"):
-                found[-1][name] = measured(subject, name, how)
-    data = dict.fromkeys(of["data"] for one in found for of in one.values())
-    console.print(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects), title=f"data={', '.join(data)}"))
+    try:
+        for subject in subjects:
+            found.append({})
+            for name, how in protocols.items():
+                with console.status(f"{subject.name}: {name}"):
+                    found[-1][name] = measured(subject, how)
+                kept(subject, name, found[-1][name])
+    finally:  # what was found before a protocol was refused or a disk failed is found
+        if any(found):
+            console.print(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects)))
     for subject in subjects:
         if subject.folder:
             console.print(f"written to {subject.folder / EVALUATION}", soft_wrap=True, highlight=False)
 
 
-def _table(names: list[str], found: list[dict[str, Any]], spread: bool, title: str) -> Table:
-    """A row for each number, `a/1`, `a/2`, ... of one thing in one; a column for each subject; mean and spread over runs."""
+def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table:
+    """A row for each number, `a/1`, `a/2`, ... of one thing in one; a column for each subject that has any; mean and spread over runs."""
     from selfdistill.protocols import mean_and_std
 
-    table = Table("protocol", "measure", *names, title=title, title_justify="left")
+    found = [one for one in found if one]
+    data = dict.fromkeys(of["data"] for one in found for of in one.values())
+    table = Table("protocol", "measure", *names[: len(found)], title=f"data={', '.join(data)}", title_justify="left")
+    spread = spread and len(found) > 1
     if spread:
         table.add_column("mean ± std")
-    for protocol in found[0]:
+    for protocol in (name for name in found[0] if all(name in one for one in found)):
         results: list[Mapping[str, float]] = [one[protocol]["results"] for one in found]
         over = mean_and_std(results) if spread else {}
         rows: dict[str, list[str]] = {}

@@ -22,5 +22,5 @@ def pack(
     """Write a folder of photographs as WebDataset shards of smaller JPEGs, which decode faster: then data=OUT."""
     from selfdistill.data.pack import pack as write
 
-    written = write(data, out, side, quality, lambda said: console.print(said, soft_wrap=True, markup=False))
+    written = write(data, out, side, quality, lambda said: console.print(said, soft_wrap=True))
     console.print(f"{written} images in {out}: selfdistill pretrain METHOD data={out}", soft_wrap=True)

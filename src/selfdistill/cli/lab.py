@@ -123,7 +123,7 @@ def _run(job_list: list[Job], jobs: int | None, out: Path, plan: bool) -> list[d
         _show_plan(job_list)
         return []
     try:
-        failed = cells.train_all(lab.all_cells(job_list), jobs, lambda line: console.print(line, soft_wrap=True, markup=False))
+        failed = cells.train_all(lab.all_cells(job_list), jobs, lambda line: console.print(line, soft_wrap=True))
     except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
         raise typer.Exit(said(e, 128 + e.signum)) from e
     records = [results.write(j, out) for j in job_list]
@@ -155,6 +155,6 @@ def _show(record: dict[str, Any]) -> None:
         table.add_row(*line)
     console.print(table)
     for claim in record["claims"]:
-        console.print(f"{claim['outcome']}: {claim['says']} [{claim['source']}]  {claim['evidence']}", soft_wrap=True, markup=False)
+        console.print(f"{claim['outcome']}: {claim['says']} [{claim['source']}]  {claim['evidence']}", soft_wrap=True)
         if claim["because"]:
-            console.print(f"  {claim['because']}", soft_wrap=True, markup=False)
+            console.print(f"  {claim['because']}", soft_wrap=True)

@@ -74,7 +74,7 @@ def neighbours(
 
     images, settings = _images(data)
     for found in api.neighbours(what, image, images, k, sheet, _said, settings):
-        console.print(f"{found.cosine:.4f}  {found.path}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{found.cosine:.4f}  {found.path}", soft_wrap=True, highlight=False)
     if sheet:
         console.print(f"pictures: {sheet}", soft_wrap=True)
 
@@ -93,7 +93,7 @@ def duplicates(
     images, settings = _images(data)
     found = api.duplicates(what, images, threshold, out, sheet, _said, settings)
     for pair in found.pairs[:20]:
-        console.print(f"{pair.cosine:.4f}  {pair.first}  {pair.second}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{pair.cosine:.4f}  {pair.first}  {pair.second}", soft_wrap=True, highlight=False)
     console.print(
         f"{len(found.pairs)} pairs of {found.images} images at {threshold} or above; two of them are at {found.mean:.2f} on average. "
         f"{'All are in ' + str(out) if out else '--out pairs.csv writes all'}",
@@ -102,7 +102,7 @@ def duplicates(
 
 
 def _said(sentence: str) -> None:
-    console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+    console.print(sentence, soft_wrap=True, highlight=False)
 
 
 def _images(words: list[str]) -> tuple[str, list[str]]:

@@ -73,7 +73,7 @@ def _report(run: Run) -> None:
     try:
         console.print(f"report: {api.write_report(run)}", soft_wrap=True)
     except Exception as e:  # whatever it is, the run is whole
-        console.print(f"no report ({e}): selfdistill report {run.path} tries again", soft_wrap=True, markup=False)
+        console.print(f"no report ({e}): selfdistill report {run.path} tries again", soft_wrap=True)
 
 
 def _summary(run: Run) -> None:
@@ -90,5 +90,5 @@ def _summary(run: Run) -> None:
             f"test error with {r.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}", soft_wrap=True
         )
         baseline = f"selfdistill pretrain {r.method} data={r.data} seed={r.seed} labelled_share=1 --without consistency"
-        console.print(f"from the same labels alone: {baseline}", soft_wrap=True, markup=False)
+        console.print(f"from the same labels alone: {baseline}", soft_wrap=True)
     console.print(f"run folder: {run.path}", soft_wrap=True)

@@ -18,7 +18,8 @@ LABEL = "label"
 
 
 def read_embeddings(path: Path, labels: Path | None = None) -> tuple[Tensor, Tensor | None]:
-    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; parquet's column `label`, or `labels`, a .npy of [N].
+    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; parquet's column `label`, or `labels`, a .npy of [N]. A
+    null is no label, -1; where all are, None.
 
     Raises `Misuse` for what cannot be read, is no [N, D] with N, D >= 2, or has another number of labels.
     """
@@ -38,7 +39,12 @@ def read_embeddings(path: Path, labels: Path | None = None) -> tuple[Tensor, Ten
         return z, None
     if names.shape != (len(found),):
         raise Misuse(f"{labels or path}: labels {list(names.shape)} for {len(found)} embeddings: [{len(found)}] are needed, one for each")
-    return z, torch.from_numpy(np.unique(names, return_inverse=True)[1].astype(np.int64))
+    known = np.array([name is not None for name in names.tolist()])
+    if not known.any():
+        return z, None
+    found_labels = np.full(len(names), -1, np.int64)
+    found_labels[known] = np.unique(np.array(names[known].tolist()), return_inverse=True)[1]
+    return z, torch.from_numpy(found_labels)
 
 
 def _npy(path: Path) -> np.ndarray[Any, Any]:

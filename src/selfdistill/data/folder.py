@@ -55,9 +55,8 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     if classes and not held:
         held_rows, rest = held_out_tenth(good, [_class(name, depth) for name in good])
         good, held = [good[i] for i in rest], [good[i] for i in held_rows]
-        notes.append(
-            f"no labelled test split: {len(held)} of {len(good) + len(held)} images, a tenth of each class, are held out for the probes"
-        )
+        how_many = f"{len(held)} of {len(good) + len(held)} images, a tenth of each class," if held else "with one image a class none"
+        notes.append(f"no labelled test split: {how_many} are held out for the probes")
     if not classes:
         notes.append("no labels: the images do not all lie in two or more class folders")
     if unused := len(names) - len(train) - sum(map(len, candidates)):

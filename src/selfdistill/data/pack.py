@@ -23,7 +23,7 @@ FLIGHT = 256
 
 
 def pack(data: str, out: Path, side: int = 256, quality: int = 95, report: Callable[[str], None] = print) -> int:
-    """Writes train-000.tar, ... and test-000.tar, ... into the new folder `out`, which `data=OUT` then opens; returns how many images.
+    """Writes train-0.tar, ... and test-0.tar, ... into the new folder `out`, which `data=OUT` then opens; returns how many images.
 
     side: of the shorter side, in pixels, beyond which an image is made smaller. An image that cannot be read is reported and left
     out. Raises `Misuse` when `out` exists, or when `data` is in memory already. `out` is whole or not there.

@@ -114,8 +114,8 @@ def open_shards(data: str) -> Source:
             )
     if classes and held is None:
         test_rows, train_rows = held_out_tenth(train.keys, train.labels)
-        images, held = images.pick(train_rows), images.pick(test_rows)
-        notes.append(f"no labelled shards named test or val: {len(held)} images, a tenth of each class, are held out for the probes")
+        images, held = images.pick(train_rows), images.pick(test_rows) if len(test_rows) else None
+        notes.append(f"no labelled shards named test or val: {len(test_rows)} images, a tenth of each class, are held out for the probes")
     return Source(printable(data), images, held, notes=tuple(notes))
 
 

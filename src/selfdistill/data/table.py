@@ -83,7 +83,7 @@ def open_table(data: str) -> Source:
         return Source(data, images, notes=("no labels: no column of the set is a ClassLabel",))
     test_rows, train_rows = held_out_tenth([str(i) for i in range(len(images))], images.labels.tolist())
     note = f"no labelled test split: {len(test_rows)} images, a tenth of each class, are held out for the probes"
-    return Source(data, images.pick(train_rows), images.pick(test_rows), notes=(note,))
+    return Source(data, images.pick(train_rows), images.pick(test_rows) if len(test_rows) else None, notes=(note,))
 
 
 def _load(datasets: Any, name: str) -> Any:

@@ -86,8 +86,8 @@ def held_out(labels: Tensor, who: str, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std [F] over N in float64; a constant feature's std is 1e-6."""
-    return features.double().mean(0), features.double().std(0).clamp(min=1e-6)
+    """Mean and std [F] over N in float64; a constant feature's std is 1e-6, as are all of one image."""
+    return features.double().mean(0), features.double().std(0, correction=int(len(features) > 1)).clamp(min=1e-6)
 
 
 def standardised(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from selfdistill.errors import Misuse
 from selfdistill.evaluate.linear import held_out, moments, standardised
 
 STRENGTHS = (0.01, 1.0, 100.0)
@@ -32,7 +33,8 @@ def logistic(
     seed: int = 0,
 ) -> Solved:
     """scikit-learn's L-BFGS on standardised features, C the best of `strengths` on a tenth of the bank, as Radford et al. 2021 (CLIP,
-    App. A.3) sweep it; at most `steps`. Features [N, F] and [Q, F], labels [N] and [Q]. Raises `Misuse` for a bank of less than 20.
+    App. A.3) sweep it; at most `steps`. Features [N, F] and [Q, F], labels [N] and [Q]. Raises `Misuse` for a bank of less than 20, or one
+    class.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -40,6 +42,8 @@ def logistic(
     x, test = (standardised(of, mean, std).numpy() for of in (bank, queries))
     y = labels.numpy()
     held, rest = (rows.numpy() for rows in held_out(labels, "logistic regression", seed))
+    if len(np.unique(y[rest])) < 2:
+        raise Misuse("logistic regression: all images to learn from are of one class")
 
     def solved(C: float, rows: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=C, max_iter=steps).fit(x[rows], y[rows])

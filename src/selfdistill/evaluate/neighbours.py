@@ -10,6 +10,8 @@ from selfdistill.evaluate.knn import nearest_among
 
 CHUNK = 1 << 21
 """cosines held at a time: 8 MB"""
+ROUNDING = 1e-6
+"""of a cosine in fp32: two features that are the same come out at 0.9999999 or 1.0000001"""
 
 
 def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
@@ -29,15 +31,15 @@ def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, T
 
 
 def alike(features: Tensor, threshold: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(i [n], j [n], cosines [n]) of pairs i < j of `features` [N, F] whose cosine is at least `threshold`, chunk by chunk: every pair is
-    looked at once, N^2 F / 2 products in all."""
+    """(i [n], j [n], cosines [n]) of pairs i < j of `features` [N, F] whose cosine is at least `threshold` but for ROUNDING, chunk by
+    chunk: every pair is looked at once, N^2 F / 2 products in all."""
     unit = F.normalize(features.float(), dim=1)
     start = 0
     while start < len(unit):
         rows = unit[start : start + max(1, CHUNK // (len(unit) - start))]
         cosine = rows @ unit[start:].T  # [r, N - start]
-        i, j = ((cosine >= threshold) & torch.ones_like(cosine, dtype=torch.bool).triu(1)).nonzero(as_tuple=True)
-        yield start + i, start + j, cosine[i, j]
+        i, j = ((cosine >= threshold - ROUNDING) & torch.ones_like(cosine, dtype=torch.bool).triu(1)).nonzero(as_tuple=True)
+        yield start + i, start + j, cosine[i, j].clamp(-1, 1)
         start += len(rows)
 
 

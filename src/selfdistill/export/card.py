@@ -11,7 +11,7 @@ from selfdistill.train.run import Run
 from selfdistill.train.subject import TIMM, Subject
 
 MEASURED = {
-    "knn_top1": "kNN top-1 on held-out images (k = 20, T = 0.07)",
+    "knn_top1": "kNN top-1 on held-out images (k = 20 or the whole bank, T = 0.07)",
     "knn_random_init": "the same of the network at random",
     "knn_raw_pixels": "the same of raw pixels",
     "linear_top1": "linear top-1 on held-out images",
@@ -86,7 +86,7 @@ Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measure
 
 ## What to know
 
-- Trained on {len(run.source.train):,} images of {data}{start}, {labels}:
+- Trained on {f"{s['images']:,} " if "images" in s else ""}images of {data}{start}, {labels}:
   it knows what they show, has their biases, and was measured nowhere else.
 - A figure of one seed has no spread.
 - Licence: the software is Apache-2.0. These weights are under what whoever trained them says here, as far as the licence of the images
@@ -95,7 +95,7 @@ Last epoch, seed {r.seed}. Verdict: {s.get("because", "none: nothing was measure
 ## Recipe
 
 ```yaml
-{r.model_copy(update={"data": data}).to_yaml()}```
+{r.model_copy(update={"data": data, "init_from": r.init_from and _without_path(r.init_from)}).to_yaml()}```
 """
 
 

@@ -55,7 +55,7 @@ def export(subject: Subject, format: str, of: str | None = None, out: Path | Non
         raise Misuse(f"{subject.name}: has no network that could be exported")
     who, backbone = backbone_of(subject, of)
     if out is None:
-        name = Path(subject.name.removeprefix(TIMM)).stem
+        name = subject.name.removeprefix(TIMM) if subject.name.startswith(TIMM) else Path(subject.name).stem
         out = subject.folder / "export" / f"{format}-{who}" if subject.folder else Path("export") / f"{name}-{format}"
     source, recipe = subject.source, subject.recipe
     images = next(plain_batches(spread(source.test or source.train, IMAGES), recipe.views, torch.device("cpu"), recipe.workers))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfdistill.data.images import Images, Pixels
 from selfdistill.data.loader import plain_batches
-from selfdistill.disk import whole_file
+from selfdistill.disk import check_place, whole_file
 from selfdistill.errors import Misuse, require
 from selfdistill.train.run import device_of
 from selfdistill.train.subject import Subject
@@ -43,8 +43,10 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
         raise Misuse(f"--out {out}: the ending decides the format: {' or '.join(WRITERS)}")
     if out.suffix == ".parquet":
         require(f"--out {out}", "parquet", "pyarrow")
-    if not out.parent.is_dir():
-        raise Misuse(f"--out {out}: there is no folder {out.parent}")
+    check_place(out, "--out")
+    table = out.with_suffix(".csv")
+    if out.suffix == ".npy" and table.exists() and not out.exists():
+        raise Misuse(f"--out {out}: {table}, which would come beside it, exists already and is not its own: name another file")
     total = len(subject.source.train) + len(subject.source.test or ())
     WRITERS[out.suffix](out, embedded(subject, say), total, subject)
     return total

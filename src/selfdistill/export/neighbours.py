@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from selfdistill.data.images import BadImage, Files, Images, Pixels, Source, inspect
-from selfdistill.disk import write_whole
+from selfdistill.data.images import BadImage, Files, Images, Pixels, Source, read_image
+from selfdistill.disk import check_place, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
 from selfdistill.export.embeddings import embedded, path_of
@@ -50,8 +50,12 @@ def neighbours(
 ) -> list[Found]:
     """The k of a subject's images most like the file `image`, the nearest first; the file itself, where it is one of them, too. sheet: a
     PNG of them. The features stream by: memory is a batch's. `say` is told what is unreadable. Raises `Misuse`."""
-    if reason := inspect(image) if image.exists() else "does not exist":
-        raise Misuse(f"{image}: {reason}: name a file that is an image")
+    try:
+        read_image(image)
+    except BadImage as e:
+        raise Misuse(f"{e}: name a file that is an image") from e
+    if sheet:
+        check_place(sheet, "--sheet")
     source, asked = subject.source, Source(image.name, Files([image]))
     query = subject.features(subject.on(asked).source.train)[0]
     cosines, places = nearest(query, (h for _, h in embedded(subject, say)), k)
@@ -73,8 +77,13 @@ def duplicates(
     the 18 most alike. All features are in memory, 4 F bytes an image. `say` is told what is unreadable. Raises `Misuse`."""
     if not -1 <= threshold <= 1:
         raise Misuse(f"threshold={threshold}: a cosine lies in -1..1; 0.99 is a start")
+    for option, file in (("--out", out), ("--sheet", sheet)):
+        if file:
+            check_place(file, option)
     source = subject.source
     features = torch.cat([h for _, h in embedded(subject, say)])
+    if len(features) < 2:
+        raise Misuse(f"data={source.name}: one image is no pair")
     chunks, count = [], 0
     for chunk in alike(features, threshold):
         count += len(chunk[0])

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from selfdistill.disk import write_whole
@@ -16,6 +15,7 @@ from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
 from selfdistill.protocols.tuned import Finetune, Semi, Supervised
+from selfdistill.settings import yaml_of
 from selfdistill.train.run import EVALUATION, object_of
 from selfdistill.train.subject import Subject
 
@@ -49,8 +49,8 @@ def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str
         if not eq or field not in known:
             raise Misuse(f"{setting}: {name} has {', '.join(known)}.{did_you_mean(field, known, f'{name}.')}")
         try:
-            fields[name][field] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            fields[name][field] = yaml_of(value)
+        except ValueError:
             fields[name][field] = value
     try:
         return {name: PROTOCOLS[name].model_validate(of) for name, of in fields.items()}
@@ -65,31 +65,33 @@ def is_protocol_setting(word: str) -> bool:
 
 
 def evaluate(subject: Subject, protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:
-    """`measured` for each of `protocols`."""
-    return {name: measured(subject, name, protocol) for name, protocol in protocols.items()}
+    """`measured` for each of `protocols`, and `kept`."""
+    found = {}
+    for name, protocol in protocols.items():
+        found[name] = measured(subject, protocol)
+        kept(subject, name, found[name])
+    return found
 
 
-def measured(subject: Subject, name: str, protocol: Protocol) -> dict[str, Any]:
-    """data, settings, what was chosen on held-out training images, results, and the seconds that it took.
-
-    A run's are merged into its evaluation.json under the protocol's name (`linear@DATA` on other images than its own); linear_top1
-    goes into summary.json too.
-    """
+def measured(subject: Subject, protocol: Protocol) -> dict[str, Any]:
+    """data, settings, what was chosen on held-out training images, results, and the seconds that it took."""
     started = time.perf_counter()
     results, chosen = protocol.measure(subject)
-    found = {
+    return {
         "data": subject.other or subject.recipe.data,
         "settings": protocol.model_dump(mode="json"),
         "chosen": chosen,
         "results": results,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    if subject.folder is not None:
-        _write(subject, subject.folder, name, found)
-    return found
 
 
-def _write(subject: Subject, folder: Path, name: str, found: dict[str, Any]) -> None:
+def kept(subject: Subject, name: str, found: dict[str, Any]) -> None:
+    """A run's are merged into its evaluation.json under the protocol's name (`linear@DATA` on other images than its own); linear_top1
+    goes into summary.json too. Raises `Failure` when the disk fails."""
+    folder = subject.folder
+    if folder is None:
+        return
     _merge(folder / EVALUATION, {f"{name}@{subject.other}" if subject.other else name: found})
     if name == "linear" and not subject.other and (folder / "summary.json").exists():
         _merge(folder / "summary.json", {"linear_top1": found["results"]["top1"]})

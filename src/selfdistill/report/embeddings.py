@@ -27,6 +27,8 @@ def spectrum_figure(of: Mapping[str, Tensor]) -> Figure:
     ax, ends = axes[0, 0], []
     for n, (name, z) in enumerate(of.items()):
         limit = min(len(z) - 1, z.shape[1])  # a direction is lost to the mean
+        if limit < 1:
+            raise Misuse(f"{name}: one image has no covariance")
         values = spectrum(z)[:limit]
         share = (values / values[0]).clamp(min=1e-12)
         rank = torch.arange(1, len(share) + 1)
@@ -168,8 +170,8 @@ def neighbours_figure(queries: Tensor, neighbours: Tensor, similarity: Tensor, r
 
 
 def shown(image: Tensor) -> Any:
-    """uint8 [C, H, W] as matplotlib wants it: [H, W] grey or [H, W, 3]."""
-    return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+    """uint8 [C, H, W] as matplotlib wants it: [H, W] grey, or the first three channels [H, W, 3]."""
+    return image[0].numpy() if len(image) < 3 else image[:3].permute(1, 2, 0).numpy()
 
 
 def _principal(z: Tensor, d: int) -> tuple[Tensor, str]:
@@ -195,5 +197,6 @@ def by_class(labels: Tensor | None, classes: Sequence[str], n: int) -> list[tupl
         return [("", torch.ones(n, dtype=torch.bool), COLOURS[0], MARKERS[0])]
     found = labels[labels >= 0].unique().tolist()
     return [
-        (classes[c] if classes else str(c), labels == c, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, c in enumerate(found)
+        ((classes[c] if classes else str(c)).replace("$", r"\$"), labels == c, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, c in enumerate(found)
     ]

@@ -36,6 +36,11 @@ class Look:
         """At most IMAGES held-out ones; training images where none are held out."""
         return spread(self.run.source.test or self.run.source.train, IMAGES)
 
+    @property
+    def part(self) -> str:
+        """What the images are, for captions."""
+        return "training" if self.run.source.test is None else "held-out"
+
     @cached_property
     def features(self) -> Tensor:
         """[N, F]"""
@@ -111,8 +116,10 @@ def neighbours(asked: Asked, k: int = 8, queries: int = 8) -> Figure:
     if asked.files:
         images = Pixels(torch.stack([_square(run, f) for f in asked.files]))
     pixels = in_memory(images, run.recipe.views, run.recipe.workers).pixels
-    features = F.normalize(run.embed(pixels), dim=1) @ F.normalize(features_of(run.backbone, bank, run.recipe), dim=1).T
-    similarity, places = features.topk(min(k, len(bank)), dim=1)
+    cosine = F.normalize(run.embed(pixels), dim=1) @ F.normalize(features_of(run.backbone, bank, run.recipe), dim=1).T
+    if not asked.files and run.source.test is None:
+        cosine[cosine > 1 - 1e-5] = -1.0  # a training image asks: itself, and copies of it, are no answer
+    similarity, places = cosine.topk(min(k, len(bank)), dim=1)
     near = in_memory(bank.pick(places.flatten()), run.recipe.views, run.recipe.workers)
     known = images.labels is not None and bank.labels is not None
     right = bank.labels[places] == images.labels[:, None] if known else None  # type: ignore[index]

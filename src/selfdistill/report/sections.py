@@ -147,7 +147,7 @@ def embeddings(look: Look) -> Iterator[Block]:
     asked = Asked([look])
     of = [ordered(describe(z)) for z in (look.features, look.projections[0])]
     rows = [(name, *(_number(one.get(name)) for one in of), READING[name]) for name in READING if name in of[0]]
-    yield Rows([("", "features", "projections", "how to read it"), *rows], f"{len(look.images)} held-out images")
+    yield Rows([("", "features", "projections", "how to read it"), *rows], f"{len(look.images)} {look.part} images")
     yield Drawn(pictures.spectrum(asked), "Eigenvalues of the covariance of features and projections")
     yield Drawn(pictures.hypersphere(asked), "Two views of each image on the circle: alignment and uniformity", photos=True)
 
@@ -164,8 +164,9 @@ def seen_by_a_vit(look: Look) -> Iterator[Block]:
 
 
 def neighbours(look: Look) -> Iterator[Block]:
-    yield Words("Held-out images at the left, and the training images most like them, by the cosine of their features.")
-    yield Drawn(pictures.neighbours(Asked([look], near=NEAR)), "Held-out images and their nearest training images", photos=True)
+    part = look.part.capitalize()
+    yield Words(f"{part} images at the left, and the training images most like them, by the cosine of their features.")
+    yield Drawn(pictures.neighbours(Asked([look], near=NEAR)), f"{part} images and their nearest training images", photos=True)
 
 
 def images_map(look: Look) -> Iterator[Block]:

@@ -60,7 +60,7 @@ def pretrain(
     fabric.seed_everything(recipe.seed, verbose=False)
     steps_per_epoch = len(source.train) // recipe.batch_size
     total = recipe.epochs * steps_per_epoch
-    console = console or Console()
+    console = console or Console(markup=False)
     given = encoder
     if recipe.init_from and not (resume and out and Run(out).checkpoint.exists()):
         given, said = initialised(recipe, encoder)
@@ -195,6 +195,7 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     state = {k: v.detach().contiguous().cpu() for k, v in siamese.backbone.net.state_dict().items()}
     write_whole(run.path / "backbone.safetensors", safetensors.torch.save(state))
     summary = object_of(run.path / "summary.json") | journal.last  # a run that had ended keeps what protocols added
+    summary["images"] = len(run.source.train)
     try:
         bank, labels, test, targets = labelled(run.source)
     except Misuse:
