@@ -178,8 +178,9 @@ def _clip(model: nn.Module, recipe: Recipe, norm: Tensor) -> None:
         if recipe.clip.per == "model":
             nn.utils.clip_grads_with_norm_(params, recipe.clip.norm, norm)
         else:
-            for p in params:
-                nn.utils.clip_grad_norm_(p, recipe.clip.norm)
+            grads = [p.grad for p in params if p.grad is not None]
+            norms = torch.stack(torch._foreach_norm(grads))
+            torch._foreach_mul_(grads, list((recipe.clip.norm / (norms + 1e-6)).clamp(max=1.0).unbind()))
 
 
 def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
