@@ -201,7 +201,12 @@ PRESETS: dict[str, Preset] = {
                 "moco": (("lr.base=0.2", "small batches"), ("terms.views.loss.queue=4096", "fewer keys than images")),
                 "swav": (("lr.base=0.1", "SGD's scale"),),
                 "dino": GREY28_VIT,
-                "ibot": (*GREY28_VIT, ("views.masks.patch=7", "the encoder's")),
+                "ibot": (
+                    *GREY28_VIT,
+                    ("views.masks.patch=7", "the encoder's"),
+                    ("views.masks.ratio=[0.1, 0.3]", "16 patches: half of them hidden may be another garment"),
+                    ("terms.patches.weight.base=0.3", "a patch of 7 x 7 says little"),
+                ),
                 "mean-teacher": (("labels=1000", "100 a class"),),
             },
         ),
