@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import selfdistill as sd
 from selfdistill.data import BadImage, open_source
@@ -17,6 +18,7 @@ from selfdistill.data.loader import micro_batches
 from selfdistill.data.pack import pack
 from selfdistill.data.shards import _expanded
 from selfdistill.errors import Failure, Misuse
+from selfdistill.train.run import features_of
 
 
 def jpeg(colour: int, size=(20, 12)) -> bytes:
@@ -124,6 +126,21 @@ def test_an_archive_that_is_gone_is_a_bad_image(tmp_path):
     (tmp_path / "a.tar").unlink()
     with pytest.raises(BadImage, match=r"a\.tar@.*No such file"), source.train.open(2):
         pass
+
+
+def test_features_of_what_cannot_be_read_are_warned_of(tiny_run, tmp_path):
+    members = {f"{i}.png": grey() for i in range(4)} | {"broken.png": grey()[:60]}
+    source = open_source(str(write(tmp_path / "a.tar", members)))
+    recipe = tiny_run.recipe.edit(["workers=0"])
+    with pytest.warns(UserWarning, match=r"1 of 5 images cannot be read .*a\.tar@"):
+        found = features_of(nn.Flatten(), source.train, recipe)
+    assert found.isfinite().all()
+
+
+def grey() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_secret_test_split_of_a_table_and_a_row_without_image(tmp_path):

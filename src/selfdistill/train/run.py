@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -16,7 +17,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from selfdistill.data.images import Files, Images, Pixels, Source
+from selfdistill.data.images import Encoded, Files, Images, Pixels, Source, printable
 from selfdistill.data.loader import cores, plain_batches
 from selfdistill.data.sources import open_source
 from selfdistill.disk import flushed, whole_folder
@@ -166,8 +167,17 @@ def untrained(recipe: Recipe) -> Backbone:
 
 
 def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False) -> Tensor:
-    """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them."""
-    return features(network, plain_batches(images, recipe.views, device_of(network), recipe.workers), bf16)
+    """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them. Warns of unreadable ones, whose
+    features are those of mean grey."""
+    bad: list[str] = []
+
+    def report(i: int, reason: str) -> None:
+        bad.append(f"{printable(images.path(i)) if isinstance(images, Encoded) else i}: {reason}")
+
+    found = features(network, plain_batches(images, recipe.views, device_of(network), recipe.workers, report=report), bf16)
+    if bad:
+        warnings.warn(f"{len(bad)} of {len(images)} images cannot be read and count as grey squares, the first: {bad[0]}", stacklevel=2)
+    return found
 
 
 def device_of(network: nn.Module) -> torch.device:
