@@ -1,5 +1,6 @@
 """Any setting, and any combination of slots: it trains, saves, resumes and survives YAML, or is refused by name."""
 
+import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -9,7 +10,7 @@ import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, leaves
-from tests.conftest import NET
+from tests.conftest import NET, TINY_OF
 from tests.test_hostile import EFFORT
 
 KEYS = sorted({path for recipe in METHODS.values() for path, _ in leaves(recipe)} | set(Recipe.model_fields))
@@ -83,3 +84,39 @@ def test_any_combination_of_slots_trains_saves_and_resumes_or_is_refused_by_name
     assert Recipe.from_yaml(out / "recipe.yaml") == run.recipe
     assert sd.pretrain("simsiam", data=Source("noise", Pixels(pixels)), out=out, resume=True).summary["step"] == 2
     assert run.embed(pixels).shape == (20, 16)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("moco", ["terms.views.loss=nt-xent"]),  # one way and with a teacher of its own: the student sees one view, the teacher another
+        ("swav", ["teacher=ema", "terms.views.pairs=one-way", "terms.views.loss.prototypes=4", "terms.views.loss.queue=12"]),
+    ],
+)
+def test_losses_made_for_all_views_take_one_way_pairs(method, settings, tmp_path):
+    pixels = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    small = {**NET, "epochs": 2, "batch_size": 10, "precision": "fp32", "log_every": 1, "projector.hidden": [8], "projector.out": 6}
+    small |= {"views.locals": None}
+    run = sd.pretrain(method, *settings, data=Source("noise", Pixels(pixels)), out=tmp_path / "run", **small)
+    assert all(row["loss"] > 0 for row in run.metrics[1:])
+    assert not (run.path / "bad_steps").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "said"),
+    [
+        ("mean-teacher", "optimizer.momentum=0", "optimizer.nesterov=false"),
+        ("dino", "terms.views.loss.target.temperature=0", "out of range"),
+        ("dino", "terms.views.loss.target={kind: sinkhorn, temperature: {base: 0.05, warmup: 10}}", "out of range"),
+    ],
+)
+def test_what_would_divide_by_nothing_is_refused(method, setting, said):
+    with pytest.raises(sd.Misuse, match=said):
+        sd.METHODS[method].edit([setting])
+
+
+def test_masked_views_take_one_way_pairs(tiny_source, tmp_path):
+    one_way = {"terms.views.pairs": "one-way", "terms.patches.pairs": "one-way"}
+    run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", **{**TINY_OF["ibot"], **one_way, "epochs": 1})
+    assert run.summary["step"] == 3
+    assert not (run.path / "bad_steps").exists()

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
 from selfdistill.parts.encoder import Backbone, Encoder
+from selfdistill.siamese import Siamese
 
 
 @pytest.mark.parametrize(
@@ -162,3 +164,13 @@ def test_maps_are_the_features_at_each_place(name, size, grid, options):
 def test_a_module_without_maps_says_so():
     with pytest.raises(Misuse, match="no forward_features"):
         Backbone(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 3, 2).maps(torch.rand(1, 3, 2, 2))
+
+
+def test_local_crops_that_patches_do_not_fill_are_refused():
+    recipe = METHODS["dino"].edit(
+        ["encoder=timm:vit_tiny_patch16_224", "encoder.options={patch_size: 14, depth: 1, embed_dim: 16, num_heads: 2}", "views.size=56"]
+    )
+    small = ["projector.hidden=[8]", "projector.bottleneck=4", "projector.out=8"]
+    with pytest.raises(Misuse, match=r"views\.locals\.size=24"):
+        Siamese(recipe.edit([*small, "views.locals={count: 2, size: 24}"]), 10)
+    Siamese(recipe.edit([*small, "views.locals={count: 2, size: 28}"]), 10)

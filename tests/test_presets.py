@@ -35,6 +35,7 @@ def test_no_preset_keeps_the_papers_values(method):
         (50_000, 3, 32, "color-32"),
         (105_000, 3, 96, "none"),
         (500, 3, None, "few-photos"),
+        (5000, 3, 96, "few-photos"),
         (FEW, 3, None, "none"),
     ],
 )

@@ -276,7 +276,8 @@ def alternate(
 
 
 FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")
-"""fields that a resumed run may have otherwise than the run it continues: what is computed is the same, but for the order of sums"""
+"""fields that a resumed run may have otherwise than the run it continues: what is computed is the same, but that other devices add in
+another order, draw other paths to drop and, on CPUs, have BatchNorms of their own (docs/distributed.md)"""
 
 
 def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:

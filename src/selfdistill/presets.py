@@ -171,7 +171,7 @@ PRESETS: dict[str, Preset] = {
         of="28 x 28 grey, as Fashion-MNIST",
         changes=(
             GREY,
-            ("views.size=28", "the images' own size"),
+            ("views.size=28", "Fashion-MNIST's"),
             ("views.mean=[0.286]", "Fashion-MNIST's"),
             ("views.std=[0.353]", "Fashion-MNIST's"),
             ("views.augment.scale=[0.5, 1.0]", "one centred object fills the image"),
@@ -214,7 +214,7 @@ PRESETS: dict[str, Preset] = {
     "color-32": Preset(
         of="32 x 32 colour, as CIFAR-10 (SimSiam App. D)",
         changes=(
-            ("views.size=32", "the images' own size"),
+            ("views.size=32", "CIFAR-10's"),
             ("views.mean=[0.491, 0.482, 0.447]", "CIFAR-10's"),
             ("views.std=[0.247, 0.243, 0.262]", "CIFAR-10's"),
             ("views.augment.blur=0", "SimSiam App. D"),
@@ -272,7 +272,9 @@ def preset_for(images: int, channels: int, side: int | None) -> str:
         return "few-photos" if images < FEW else "none"
     if channels == 1:
         return "digits" if side < 16 else "grey-28"
-    return "color-32" if side < 64 else "none"
+    if side < 64:
+        return "color-32"
+    return "few-photos" if images < FEW else "none"
 
 
 FEW = 20_000

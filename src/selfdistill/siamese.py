@@ -79,6 +79,12 @@ class Siamese(nn.Module):
         super().__init__()
         size, channels = recipe.views.size, recipe.encoder.channels
         backbone = recipe.encoder.build(size) if encoder is None else Backbone(encoder, channels, size)
+        if recipe.views.locals:
+            local = recipe.views.locals.size
+            try:
+                Backbone(backbone.net, channels, local)
+            except (AssertionError, RuntimeError) as e:
+                raise Misuse(f"views.locals.size={local}: the encoder does not take {local} x {local} crops: {e}") from e
         projector = recipe.projector.build(backbone.dim) if recipe.projector else nn.Identity()
         patch_projector = recipe.patch_projector.build(backbone.dim) if recipe.patch_projector else None
         dim = recipe.projector.out if recipe.projector else backbone.dim
@@ -89,7 +95,7 @@ class Siamese(nn.Module):
         self.predictor: Any = recipe.predictor.build(dim) if recipe.predictor else Learned()
         self.teacher: Any = recipe.teacher.build(self.student, dim, images)
         # One way and with a teacher of its own, a view is for one of the two networks: the other need not see it (MoCo Alg. 1).
-        self.split = recipe.teacher.own_weights and all(term.pairs != "cross" for term in recipe.terms.values())
+        self.split = recipe.teacher.own_weights and not masked and all(term.pairs != "cross" for term in recipe.terms.values())
         self.terms = nn.ModuleDict({name: term.build(dim, self.split) for name, term in recipe.terms.items()})
         self.recipe = recipe
         if recipe.micro_batch(ranks()[1]) == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):

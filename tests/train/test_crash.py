@@ -146,6 +146,12 @@ def test_a_step_that_is_not_finite_leaves_nothing_and_a_resume_knows_of_it(slots
     assert same(whole, state_of(resumed))
 
 
+def test_a_bad_step_at_a_probe_says_nothing_of_the_network(tiny_source, tmp_path, poisoned):
+    run = sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", **{**TINY, "probe_every": 1, "on_collapse": "stop"})
+    assert [row["step"] for row in run.metrics if row.get("verdict")] == [6]
+    assert run.summary["verdict"] != "diverged"
+
+
 def test_one_bad_step_too_many_stops_the_run(tiny_source, tmp_path, poisoned, monkeypatch):
     monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
     with pytest.raises(sd.Failure, match=r"step 5: loss nan.*2 steps were not finite, and max_bad_steps=1\b.*lr"):

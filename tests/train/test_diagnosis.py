@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -67,6 +69,37 @@ def test_a_plateau_at_uniform_targets_is_waited_for(monkeypatch, tiny_source, tm
     settings = {**TINY_OF["swav"], "epochs": 10, "probe_every": 1, "on_collapse": "stop"}
     with pytest.raises(Failure, match=r"stopped at epoch 6 of 10.*uniform-target"):
         sd.pretrain("swav", data=tiny_source, out=tmp_path / "run", **settings)
+
+
+def test_a_run_that_goes_on_waits_as_long_as_one_that_was_not_cut(monkeypatch, tiny_source, tmp_path):
+    """Two probes healthy, then uniform: half of ten epochs later is the end, also where the run is cut after each checkpoint."""
+    uniform = {"target_outputs": 6, "target_entropy": math.log(6), "target_usage_entropy": math.log(6), "output_std": 0.3}
+    honest, seen = probe.judge, []
+
+    def later(found, recipe):
+        return honest({**found, **uniform} if (found["loss"], len(seen))[1] >= 2 else {**found, "output_std": 0.9}, recipe)
+
+    monkeypatch.setattr(probe, "judge", lambda found, recipe: (later(found, recipe), seen.append(1))[0])
+    asked = {**TINY_OF["swav"], "epochs": 10, "probe_every": 1, "on_collapse": "stop"}
+    with pytest.raises(Failure, match=r"stopped at epoch 8 of 10.*uniform-target"):
+        sd.pretrain("swav", data=tiny_source, out=tmp_path / "whole", **asked)
+    seen.clear()
+    after, cut = monitor.Monitor.after, []
+
+    def interrupted(self, now, *rest):
+        found = after(self, now, *rest)
+        if now.at_epoch_end and now.step not in cut and now.step // 3 in (4, 6):
+            cut.append(now.step)
+            os.kill(os.getpid(), signal.SIGTERM)  # saved after the next step
+        return found
+
+    monkeypatch.setattr(monitor.Monitor, "after", interrupted)
+    with pytest.raises(sd.Interrupted):
+        sd.pretrain("swav", data=tiny_source, out=tmp_path / "cut", **asked)
+    with pytest.raises(sd.Interrupted):
+        sd.pretrain("swav", data=tiny_source, out=tmp_path / "cut", resume=True)
+    with pytest.raises(Failure, match=r"stopped at epoch 8 of 10.*uniform-target"):
+        sd.pretrain("swav", data=tiny_source, out=tmp_path / "cut", resume=True)
 
 
 def test_warn_goes_on(always_collapsed, tiny_source, tmp_path):

@@ -49,6 +49,11 @@ def _tau(recipe: Recipe) -> float:
     return recipe.teacher.tau.base if recipe.teacher.kind == "ema" else 1.0
 
 
+def _every_step(recipe: Recipe) -> bool:
+    """Whether the teacher is a copy of the last step's student."""
+    return recipe.teacher.kind == "snapshot" and recipe.teacher.every == 1
+
+
 BLUNT = 0.75
 """of the student's temperature: beside 0.1 a teacher's of 0.07 works after a warm-up, 0.08 goes to ln K (DINO App. D)"""
 SLOW_CENTRE = 0.999
@@ -153,7 +158,7 @@ CAUSES = (
     ),
     Cause(
         (*CONSTANT, *TARGETS),
-        lambda r: _centre(r) > 0 and (r.teacher.kind == "shared" or _tau(r) < HASTY),
+        lambda r: _centre(r) > 0 and (r.teacher.kind == "shared" or _tau(r) < HASTY or _every_step(r)),
         "the teacher is the student of a moment ago, and centring does not hold without a slow one (DINO Table 7 row 2: 0.1 %).",
         "teacher=ema tau.base=0.99, or terms.views.loss.target=sinkhorn (Table 15).",
     ),
@@ -213,9 +218,15 @@ CAUSES = (
     ),
     Cause(
         ("dominated-target",),
-        lambda r: True,
+        lambda r: _centre(r) > 0,
         "centring is there, and does not keep up with the outputs.",
         "A smaller terms.views.loss.target.momentum, a higher target temperature, or lower lr.",
+    ),
+    Cause(
+        ("dominated-target",),
+        lambda r: True,
+        "the targets are shared out, and few outputs take all images.",
+        "Lower lr, a longer lr.warmup, or a higher target temperature (epsilon).",
     ),
     Cause(
         ("uniform-target",),
@@ -226,9 +237,15 @@ CAUSES = (
     ),
     Cause(
         CONSTANT,
+        lambda r: any(loss.kind in ("nt-xent", "info-nce") for loss in _losses(r)),
+        "negatives are there, and do not hold the outputs apart.",
+        "More of them (batch_size, or a longer queue), a lower loss.temperature, or lower lr.",
+    ),
+    Cause(
+        CONSTANT,
         lambda r: not r.stop_gradient,
         "stop_gradient=false: gradients flow into the targets.",
-        "stop_gradient=true, or more negatives (batch_size).",
+        "stop_gradient=true.",
     ),
     Cause(
         CONSTANT,

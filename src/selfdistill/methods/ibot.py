@@ -16,7 +16,7 @@
 Expected: ViT-S/16 on ImageNet, 800 epochs, 2x224 + 10x96: 75.2 % kNN, 77.9 % linear top-1 (Table 1).
 Departures: the prototypes have unit length (the code's norm_last_layer, which its longest runs turn off); the mask token is not
 decayed; and C' is the mean over the masked patches, as in DINOv2, where iBOT's code takes all of them: only masked patches go
-through the heads. A patch is masked whatever it shows, so both estimate the same mean.
+through the heads. A patch is masked whatever it shows, so both estimate the same mean. Crops and temperatures as DINO's.
 """
 
 from selfdistill.parts.encoder import Encoder

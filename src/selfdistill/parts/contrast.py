@@ -47,7 +47,7 @@ class NTXentLoss(nn.Module):
         losses = []
         for i, j in pairs:
             logits = (p[i] @ every.flatten(0, 1).T / self.temperature).unflatten(1, (G, N))  # [B, G, N]
-            if i < G:
+            if i < G and i != j:  # (i, i) is two views of one number: the student was given the one, the teacher the other
                 logits = logits.index_put((torch.arange(B), torch.tensor(i), place), logits.new_tensor(-torch.inf))  # itself
             losses.append(F.cross_entropy(logits.flatten(1), j * N + place))
         return torch.stack(losses).mean()

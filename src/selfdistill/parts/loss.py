@@ -243,7 +243,7 @@ class TermLoss(nn.Module):
     def __init__(self, spec: Term, dim: int, split: bool):
         super().__init__()
         self.spec, self.split = spec, split
-        self.loss: Any = spec.loss.build(dim, global_views(spec.pairs))
+        self.loss: Any = spec.loss.build(dim, global_views(spec.pairs) // (2 if split else 1))
 
     def forward(self, p: Output, t: Output, progress: Progress, masks: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """A scalar, in fp32 or better. masks: [G, B, h, w], labels: [B], for the terms that look at them."""

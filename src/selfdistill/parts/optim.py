@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from timm.optim.lars import Lars
 
 from selfdistill.spec import Spec
@@ -18,6 +18,12 @@ class SGD(Spec):
     kind: Literal["sgd"] = "sgd"
     momentum: Unit = 0.9
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("momentum=0 with nesterov=true, which looks ahead along the momentum: set optimizer.nesterov=false too")
+        return self
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)

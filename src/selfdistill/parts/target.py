@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from selfdistill.own import Slot
@@ -14,12 +15,14 @@ from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.spec import Spec
 
+Temperature = Annotated[Schedule, AfterValidator(lambda tau: tau.within(1e-4, math.inf))]
+
 
 class Softmax(Spec):
     """softmax(t / tau), nothing more (SimSiam Sec. 4.5 with tau 1; DINO Fig. 7 without centring)."""
 
     kind: Literal["softmax"] = "softmax"
-    temperature: Schedule = Schedule(base=1.0)
+    temperature: Temperature = Schedule(base=1.0)
 
     def build(self, dim: int) -> nn.Module:
         return SoftmaxTarget(self.temperature)
@@ -30,7 +33,7 @@ class Centre(Spec):
     (sharpening) prevents the uniform one (DINO eq. 4 and Sec. 5.3)."""
 
     kind: Literal["centre"] = "centre"
-    temperature: Schedule = Schedule(base=0.07, warmup=30, warmup_from=0.04)
+    temperature: Temperature = Schedule(base=0.07, warmup=30, warmup_from=0.04)
     """tau_t; sharpening is tau_t below the student's temperature"""
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
     """m in c <- m c + (1 - m) mean(t); 1 never moves from 0, which takes centring out"""
@@ -43,7 +46,7 @@ class Sinkhorn(Spec):
     """Logits to an equal partition of the samples over the prototypes (SwAV; DINO Table 7 row SK; DINOv2)."""
 
     kind: Literal["sinkhorn"] = "sinkhorn"
-    temperature: Schedule = Schedule(base=0.05)
+    temperature: Temperature = Schedule(base=0.05)
     """epsilon"""
     iterations: Annotated[int, Field(ge=1)] = 3
 

@@ -125,7 +125,8 @@ def pretrain(
                             fabric.backward(made.loss / recipe.accumulate)
                     losses.append(made.loss.detach())
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
-                if guard.passes(step + 1, torch.stack(losses).mean(), fabric, came):  # else all is as before the step
+                passed = guard.passes(step + 1, torch.stack(losses).mean(), fabric, came)
+                if passed:  # else all is as before the step
                     with clock("optimiser"):
                         _clip(model, recipe, guard.norm)
                         _freeze(optimizer, now)
@@ -134,7 +135,7 @@ def pretrain(
                         siamese.after_step(after)
                 optimizer.zero_grad(set_to_none=True)
                 with clock("probes and log"):
-                    knn = monitor.after(after, made, lr, siamese) if monitor else None
+                    knn = monitor.after(after, made, lr, siamese, passed) if monitor else None
                 last = after.step == total
                 if recipe.on_collapse == "stop" and after.at_epoch_end and not last:
                     ends = fabric.broadcast(monitor is not None and monitor.ends)  # all ranks stop at the same step

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selfdistill.data.images import Images, Source, spread
 from selfdistill.diagnose.metrics import output_std
 from selfdistill.diagnose.ridge import ridge_accuracy
+from selfdistill.diagnose.verdict import since
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.schedule import Progress
@@ -27,7 +28,8 @@ BANK, QUERIES = 10_000, 2_000
 SHARE = 0.04
 """of a run's time that probes may take"""
 PATIENCE = 3
-"""probes in a row with the same bad verdict after which on_collapse=stop ends the run"""
+"""probes in a row with the same bad verdict after which on_collapse=stop ends the run; steps in a row that are not finite after which
+a probe takes them for the network's state"""
 PLATEAU = 0.5
 """of the run, which uniform-target must last for that as well: SwAV on digits leaves it by itself after 17 of 60 epochs"""
 
@@ -51,11 +53,13 @@ class Monitor:
         probed = (1 + recipe.teacher.own_weights) * (len(self.sets[0]) + len(self.sets[2])) if self.sets else 0
         often = max(1, math.ceil(probed / (3 * recipe.global_views * len(source.train)) / SHARE))
         self.every = often if recipe.probe_every == "auto" else recipe.probe_every
-        self.state, self.held = journal.last.get("verdict", "healthy"), 0
-        self.turned = self.lasted = 0.0  # epochs
+        began = since(journal.kept) or {"verdict": "healthy", "step": 0, "epoch": 0.0}  # of a run that goes on, as it was
+        self.state = began["verdict"]
+        self.held = sum(bool(row.get("verdict")) and row["step"] >= began["step"] for row in journal.kept)
+        self.turned, self.lasted = float(began["epoch"]), 0.0  # epochs
         self.seconds = journal.last.get("wall_seconds", 0.0)
         self.started = self.logged = time.perf_counter()
-        self.steps = 0
+        self.steps = self.refused = 0
 
     @property
     def ends(self) -> bool:
@@ -69,11 +73,14 @@ class Monitor:
         self.journal.log({"step": 0, "epoch": 0.0, **self.knn(siamese)})
         self.logged = time.perf_counter()
 
-    def after(self, now: Progress, made: Step, lr: float, siamese: Siamese) -> float | None:
-        """Called after every step, `now` counting it; most calls only count. A probe answers with the kNN accuracy."""
+    def after(self, now: Progress, made: Step, lr: float, siamese: Siamese, passed: bool = True) -> float | None:
+        """Called after every step, `now` counting it; most calls only count. A probe answers with the kNN accuracy. passed: whether the
+        step was finite and made. One or two that were not say nothing of the network, and are probed at the run's end alone."""
         self.steps += 1
+        self.refused = 0 if passed else self.refused + 1
         epoch = now.step // now.steps_per_epoch
-        probing = now.at_epoch_end and (epoch % self.every == 0 or epoch == now.epochs)
+        accident = 0 < self.refused < PATIENCE
+        probing = now.at_epoch_end and ((epoch % self.every == 0 and not accident) or epoch == now.epochs)
         if not (probing or now.step % self.recipe.log_every == 0 or now.step == 1):
             return None
         row: dict[str, Any] = {"step": now.step, "epoch": round(now.epoch, 4), "loss": float(made.loss.detach()), "lr": lr}

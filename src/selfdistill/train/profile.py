@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.disk import write_whole
+from selfdistill.parts.collective import alone
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
@@ -90,7 +92,9 @@ def flops(siamese: Siamese, views: Views, now: Progress, recipe: Recipe) -> int:
     model: Any = copy.deepcopy(siamese)
     for module in model.modules():
         module._compiled_call_impl = None  # a copy's is the original's
-    with torch.random.fork_rng(range(torch.cuda.device_count())), FlopCounterMode(display=False) as counter:
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # the other ranks do not count, and it would wait for them
+    with alone(), torch.random.fork_rng(range(torch.cuda.device_count())), FlopCounterMode(display=False) as counter:
         model(views, now).loss.backward()
     return int(counter.get_total_flops()) * recipe.accumulate
 
