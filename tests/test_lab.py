@@ -383,10 +383,18 @@ def test_misuse(run, tmp_path, words, said):
 def test_what_there_is_is_listed(run):
     code, out, _ = run("reproduce")
     assert code == 0
-    assert all(id in out for id in tables())
+    assert all(id in out and table.alias in out for id, table in tables().items())
     code, out, _ = run("ablate", "--list")
     assert code == 0
     assert all(name in out for name in EDITS)
+
+
+def test_a_table_by_its_other_name(run):
+    aliases = [table.alias for table in tables().values() if table.alias]
+    assert len({*aliases, *tables()}) == len(aliases) + len(tables())  # each names one table
+    code, out, _ = run("reproduce", "simsiam-stop-gradient,simsiam-fig2", "--seeds", 3, "--plan")
+    assert code == 0
+    assert out == run("reproduce", "simsiam-fig2", "--seeds", 3, "--plan")[1]
 
 
 def test_a_plan_runs_nothing(run, tmp_path):

@@ -60,6 +60,8 @@ class Table(Spec):
     """Raises `pydantic.ValidationError` where a claim names a row that is not there."""
 
     id: str
+    alias: str = ""
+    """its name for those who do not know the paper's numbers"""
     says: str
     """what it asks, in a few words"""
     source: str
@@ -144,7 +146,8 @@ def read(text: str, name: str) -> Table:
 
 
 def table(id: str) -> Table:
-    """A table by its id. Raises `Misuse` for an unknown one."""
-    if id not in tables():
-        raise Misuse(f"TABLE {id}: there are {', '.join(tables())}.{did_you_mean(id, tables(), cutoff=0.4)}")
-    return tables()[id]
+    """A table by its id or its alias. Raises `Misuse` for an unknown one."""
+    named = tables() | {table.alias: table for table in tables().values() if table.alias}
+    if id not in named:
+        raise Misuse(f"TABLE {id}: there are {', '.join(tables())}.{did_you_mean(id, named, cutoff=0.4)}")
+    return named[id]

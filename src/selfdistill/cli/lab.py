@@ -85,12 +85,13 @@ def reproduce(
             raise Misuse(f"TABLE is missing before {asked[0]}: {', '.join(tables())}, or --all")
         listing = Table(Column("table", no_wrap=True), "what it asks", "source", "method", "rows", "claims")
         for t in tables().values():
-            listing.add_row(t.id, t.says, t.source, t.method, str(len(t.rows)), str(len(t.claims)))
+            listing.add_row(f"{t.id}\n{t.alias}".strip(), t.says, t.source, t.method, str(len(t.rows)), str(len(t.claims)))
         console.print(listing)
         return
     if all_ and name is not None:
         raise Misuse(f"TABLE {name} with --all: name one, or all")
-    wanted = list(tables().values()) if all_ else [table_of(word) for word in dict.fromkeys(str(name).split(","))]
+    asked_for = list(tables().values()) if all_ else [table_of(word) for word in str(name).split(",")]
+    wanted = list({t.id: t for t in asked_for}.values())
 
     def command(of: str) -> str:
         return shlex.join(["selfdistill", "reproduce", of, *asked, "--scale", scale, "--seeds", str(seeds)])
