@@ -23,8 +23,10 @@ def beside(path: Path) -> Iterator[Path]:
         remove(part)
 
 
-def check_place(path: Path, option: str) -> None:
-    """Raises `Misuse` where no file can come to be: before the work that it is for. option: the user's word for it."""
+def check_place(path: Path | None, option: str) -> None:
+    """Raises `Misuse` where no file can come to be, if one is asked for: before the work that it is for. option: the user's word for it."""
+    if path is None:
+        return
     if path.is_dir():
         raise Misuse(f"{option} {path}: is a folder: name a file in it")
     if not path.parent.is_dir():

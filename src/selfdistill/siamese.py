@@ -82,7 +82,7 @@ class Siamese(nn.Module):
         if recipe.views.locals:
             local = recipe.views.locals.size
             try:
-                Backbone(backbone.net, channels, local)
+                backbone.width(channels, local)
             except (AssertionError, RuntimeError) as e:
                 raise Misuse(f"views.locals.size={local}: the encoder does not take {local} x {local} crops: {e}") from e
         projector = recipe.projector.build(backbone.dim) if recipe.projector else nn.Identity()

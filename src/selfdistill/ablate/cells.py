@@ -182,7 +182,7 @@ def _trained(c: Cell, console: Console) -> Run:
 def _on_several_devices(c: Cell, begun: bool) -> Run:
     """By the command that does it: Fabric starts a run's further processes by repeating the command line, and this one is the lab's."""
     asked = c.folder.with_suffix(".yaml")
-    asked.write_text(c.recipe.to_yaml())
+    write_whole(asked, c.recipe.to_yaml())
     how = ["--resume"] if begun else ["--config", str(asked)]
     words = ["-m", "selfdistill", "pretrain", *own.flags(), *how, "--out", str(c.folder), "--no-report"]
     with faults.signals() as came, subprocess.Popen([sys.executable, *words]) as command:

@@ -19,10 +19,14 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 # Formats that Pillow names but does not decode, and those it hands to another program (Ghostscript, Windows).
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
 SIXTEEN_BIT = {"PNG", "PPM"}  # formats whose mode "I" holds 0..65535, never more
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height"""
 TURN = Image.Transpose
-UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM}
-SIDEWAYS = {5: TURN.TRANSPOSE, 6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
-"""what turns an image of an EXIF orientation upright; SIDEWAYS swap width and height"""
+UPRIGHT = {
+    **{2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM},
+    **{5: TURN.TRANSPOSE, 6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90},
+}
+"""what turns an image of an EXIF orientation upright"""
 ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -191,8 +195,7 @@ def _tail(file: BinaryIO, length: int = 64) -> bytes:
 
 def _upright_rgb(photo: ImageFile.ImageFile, turned: int = 1) -> Image.Image:
     photo.load()
-    turn = (UPRIGHT | SIDEWAYS).get(turned)
-    image = photo if turn is None else photo.transpose(turn)
+    image = photo.transpose(UPRIGHT[turned]) if turned in UPRIGHT else photo
     if image.mode.startswith("I;16") or (image.mode == "I" and photo.format in SIXTEEN_BIT):
         return _grey(np.asarray(image) >> 8)
     if image.mode in ("I", "F"):

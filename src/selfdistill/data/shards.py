@@ -88,16 +88,15 @@ def open_shards(data: str) -> Source:
     """
     pattern = os.path.join(glob.escape(data), "*.tar") if os.path.isdir(data) else data
     found = [data] if os.path.isfile(data) else [p for expanded in _expanded(pattern) for p in glob.glob(expanded)]
-    if not found:
+    paths = sorted(set(map(Path, found)))
+    if not paths:
         raise Misuse(f"data={printable(data)}: no such tar file. A pattern is written shards-{{000..127}}.tar or 'shards-*.tar', in quotes")
     parts: dict[str, _Part] = defaultdict(_Part)
-    for path in sorted(set(map(Path, found))):
+    for path in paths:
         _add(parts[split_of(path.name)], path)
     train = parts.pop("train", _Part())
     if not train.keys:
-        raise Misuse(
-            f"data={printable(data)}: no images to train on in {len(set(found))} tar files (shards named test or val are held out)"
-        )
+        raise Misuse(f"data={printable(data)}: no images to train on in {len(paths)} tar files (shards named test or val are held out)")
     named = set(train.labels)
     classes = () if None in named or len(named) < 2 else tuple(sorted(map(str, named), key=_in_order))
     images, notes = _slices(train, classes), [f"{len(train.keys)} images in {len(train.archives)} shards"]

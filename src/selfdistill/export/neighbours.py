@@ -54,8 +54,7 @@ def neighbours(
         read_image(image)
     except BadImage as e:
         raise Misuse(f"{e}: name a file that is an image") from e
-    if sheet:
-        check_place(sheet, "--sheet")
+    check_place(sheet, "--sheet")
     source, asked = subject.source, Source(image.name, Files([image]))
     query = subject.features(subject.on(asked).source.train)[0]
     cosines, places = nearest(query, (h for _, h in embedded(subject, say)), k)
@@ -77,9 +76,8 @@ def duplicates(
     the 18 most alike. All features are in memory, 4 F bytes an image. `say` is told what is unreadable. Raises `Misuse`."""
     if not -1 <= threshold <= 1:
         raise Misuse(f"threshold={threshold}: a cosine lies in -1..1; 0.99 is a start")
-    for option, file in (("--out", out), ("--sheet", sheet)):
-        if file:
-            check_place(file, option)
+    check_place(out, "--out")
+    check_place(sheet, "--sheet")
     source = subject.source
     features = torch.cat([h for _, h in embedded(subject, say)])
     if len(features) < 2:

@@ -49,11 +49,7 @@ class Backbone(nn.Module):
     def __init__(self, net: nn.Module, channels: int, size: int):
         super().__init__()
         self.net: nn.Module = net
-        was = net.training
-        with torch.no_grad():
-            param = next(net.parameters(), torch.empty(0))
-            self.dim = self.eval()(torch.zeros(1, channels, size, size, device=param.device, dtype=param.dtype)).shape[1]
-        self.train(was)
+        self.dim = self.width(channels, size)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.net(x)
@@ -62,6 +58,15 @@ class Backbone(nn.Module):
         elif h.ndim == 3:
             h = h.mean(1)
         return h  # [B, F]
+
+    def width(self, channels: int, size: int) -> int:
+        """F for images [B, channels, size, size]. Raises whatever the network raises where it does not take them."""
+        was = self.net.training
+        with torch.no_grad():
+            param = next(self.net.parameters(), torch.empty(0))
+            dim = self.eval()(torch.zeros(1, channels, size, size, device=param.device, dtype=param.dtype)).shape[1]
+        self.train(was)
+        return dim
 
     def compile(self, **options: Any) -> None:
         """`torch.compile` in place, as nn.Module has it, but block by block where the network has `blocks` (a ViT's are all alike, so

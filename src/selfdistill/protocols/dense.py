@@ -16,7 +16,7 @@ from torch import Tensor
 from selfdistill.data.images import Pixels, read_image
 from selfdistill.data.reading import BadImage, extensions
 from selfdistill.errors import Misuse
-from selfdistill.evaluate.dense import dense_probes, scenes
+from selfdistill.evaluate.dense import IGNORED, dense_probes, scenes
 from selfdistill.protocols.frozen import Count, Found, Positive, Protocol
 from selfdistill.train.subject import Subject
 from selfdistill.views.augment import normalize
@@ -46,11 +46,11 @@ class Dense(Protocol):
     def measure(self, subject: Subject) -> Found:
         (bank, masks), (test, targets) = self._scenes(subject) if self.data == "scenes" else self._folder(subject)
         for name, of in (("learnt from", masks), ("held out", targets)):
-            if len(of[of < 255].unique()) < 2:
+            if len(of[of != IGNORED].unique()) < 2:
                 raise Misuse(
                     f"dense.data={self.data}: the masks {name} have fewer than two classes; 255 is no class and not counted: write 1"
                 )
-        classes = 1 + max(int(m[m < 255].max(initial=0)) for m in (masks.numpy(), targets.numpy()))
+        classes = 1 + max(int(m[m != IGNORED].max(initial=0)) for m in (masks.numpy(), targets.numpy()))
         found = dense_probes(
             _maps(subject, bank),
             masks,

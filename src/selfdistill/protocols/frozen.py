@@ -46,12 +46,10 @@ class KNN(Protocol):
 
     def measure(self, subject: Subject) -> Found:
         bank, labels, test, targets = subject.frozen
-        # A k must fit the nine tenths on which it is tried, too.
-        ks = self.ks or [k for k in knn.KS if k <= 0.9 * len(bank)] or [1]
-        if len(ks) > 1 and max(ks) > 0.9 * len(bank):
-            raise Misuse(
-                f"knn.ks={list(ks)}: the best is chosen with nine tenths of the bank, {int(0.9 * len(bank))} images: ask for no more"
-            )
+        most = int(0.9 * len(bank))  # a k must fit the nine tenths on which it is tried, too
+        ks = self.ks or [k for k in knn.KS if k <= most] or [1]
+        if len(ks) > 1 and max(ks) > most:
+            raise Misuse(f"knn.ks={list(ks)}: the best is chosen with nine tenths of the bank, {most} images: ask for no more")
         accuracy = knn.knn_accuracies(bank, labels, test, targets, ks, self.temperature)
         results = {f"k={k}": value for k, value in accuracy.items()}
         if len(ks) == 1:

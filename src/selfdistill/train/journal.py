@@ -32,7 +32,7 @@ class Journal:
         kept = [row for row in rows_of(file) if row["step"] <= step] if step else []  # killed before a checkpoint, a run begins anew
         for row in kept:
             self.last |= row
-        self.kept = kept
+        self.probes = [row for row in kept if row.get("verdict")]
         write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.lines = file.open("a")
         self.bar = Progress(

@@ -53,9 +53,9 @@ class Monitor:
         probed = (1 + recipe.teacher.own_weights) * (len(self.sets[0]) + len(self.sets[2])) if self.sets else 0
         often = max(1, math.ceil(probed / (3 * recipe.global_views * len(source.train)) / SHARE))
         self.every = often if recipe.probe_every == "auto" else recipe.probe_every
-        began = since(journal.kept) or {"verdict": "healthy", "step": 0, "epoch": 0.0}  # of a run that goes on, as it was
+        began = since(journal.probes) or {"verdict": "healthy", "step": 0, "epoch": 0.0}  # of a run that goes on, as it was
         self.state = began["verdict"]
-        self.held = sum(bool(row.get("verdict")) and row["step"] >= began["step"] for row in journal.kept)
+        self.held = sum(row["step"] >= began["step"] for row in journal.probes)
         self.turned, self.lasted = float(began["epoch"]), 0.0  # epochs
         self.seconds = journal.last.get("wall_seconds", 0.0)
         self.started = self.logged = time.perf_counter()
