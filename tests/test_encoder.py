@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
@@ -135,6 +136,57 @@ def test_compiled_is_the_same_function_with_the_same_state(name, blocks):
     if blocks > 1:  # masked passes go through the blocks too
         tokens = encoder.tokens(x, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(encoder.dim))[1]
         assert tokens.shape == (2, 4, encoder.dim)
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),  # of the products, attention's own aside
+    [
+        ({}, (0.6, 0.7)),
+        ({"reg_tokens": 4, "init_values": 0.1}, (0.6, 0.8)),
+        ({"qk_norm": True, "drop_path_rate": 0.5}, (0.6, 0.7)),
+        ({"global_pool": "avg", "class_token": False}, (1, 1)),
+        ({"global_pool": "map"}, (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_not_read_of_the_last_block_is_not_computed(options, share, masked):
+    """Features, the patches that are read, and gradients are those of the whole network, dropped paths included."""
+    torch.manual_seed(0)
+    options = {"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2, **options}
+    encoder = Encoder(name="timm:vit_tiny_patch16_224", options=options).build(32).double().train()
+    x, read = torch.rand(3, 3, 32, 32).double(), torch.zeros(3, 8, 8, dtype=torch.bool)
+    read[1, 2:4, 1:6], read[2, 0, 0] = True, True
+
+    def whole() -> tuple[Tensor, ...]:
+        features, patches = encoder.tokens(x)
+        return (features, patches[read.flatten(1)]) if masked else (features,)
+
+    def part() -> tuple[Tensor, ...]:
+        if not masked:
+            return (encoder.features(x),)
+        features, patches = encoder.tokens(x, read=read)
+        return features, patches[read.flatten(1)]
+
+    found, flops = [], []
+    for outputs in (whole, part):
+        torch.manual_seed(1)  # of dropped paths
+        encoder.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            y = outputs()
+        sum(t.sin().sum() for t in y).backward()
+        found.append((*y, *(p.grad for p in encoder.parameters() if p.grad is not None)))
+        flops.append(counter.get_flop_counts()["Global"][torch.ops.aten.addmm])
+    torch.testing.assert_close(found[1], found[0])
+    assert share[0] <= flops[1] / flops[0] <= share[1]
+    torch.testing.assert_close(encoder.eval()(x), whole()[0])  # nothing is left behind
+    assert torch.equal(encoder.tokens(x)[1], encoder.maps(x).flatten(2).mT)
+
+
+def test_a_block_computed_again_is_computed_whole():
+    torch.manual_seed(0)
+    encoder = Encoder(name="timm:vit_tiny_patch16_224", options={"patch_size": 8, "depth": 2}, checkpointing=True).build(16).train()
+    encoder.features(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,12 @@ class Student(nn.Module):
     def forward(self, crops: tuple[Tensor, ...], masks: Tensor | None = None, hide: bool = True) -> Output:
         """masks: [G, B, h, w], the patches of the global views whose projections are asked for; hidden from the encoder if `hide`."""
         if masks is None:
-            h = torch.cat([self.each(self.backbone, x) for x in crops])  # [V, B, F]
+            h = torch.cat([self.each(self.backbone.features, x) for x in crops])  # [V, B, F]
             return Output(self.each(self.projector, h))  # [V, B, D]
         views = crops[0].shape[:2]
         flat = masks.flatten(0, 1)
-        cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token)
-        h = torch.cat([cls.unflatten(0, views), *(self.each(self.backbone, x) for x in crops[1:])])  # [V, B, F]
+        cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token, read=flat)
+        h = torch.cat([cls.unflatten(0, views), *(self.each(self.backbone.features, x) for x in crops[1:])])  # [V, B, F]
         project = self.patch_projector or self.projector
         with prototypes_shared(self.projector):
             return Output(self.each(self.projector, h), project(patches[flat.flatten(1)]))  # [V, B, D], [M, D]: masked patches only
