@@ -13,10 +13,10 @@ from torch import nn
 
 import selfdistill as sd
 from selfdistill.data import BadImage, open_source
-from selfdistill.data.folder import split_of
 from selfdistill.data.loader import micro_batches
 from selfdistill.data.pack import pack
 from selfdistill.data.shards import _expanded
+from selfdistill.data.splits import split_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.train.run import features_of
 

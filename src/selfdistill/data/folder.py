@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from selfdistill.data.images import Files, Source
 from selfdistill.data.reading import BadImage, extensions, inspect, printable
+from selfdistill.data.splits import HELD_OUT, tenth_held_out
 from selfdistill.errors import Misuse
 
 Policy = Literal["skip", "error"]
-HELD_OUT = ("test", "val", "valid", "validation")  # the first of these that fits is held out
-WORD = re.compile(rf"(?<![a-z])(train|{'|'.join(HELD_OUT)})(?![a-z])")
 BATCH = 1024  # files in flight while they are inspected: memory stays flat for a folder of millions
 
 
@@ -46,23 +42,11 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
         bad.append((root / name, reason))
 
     names, seen = _walk(root, reject)
-    depth, train, candidates = _splits(names)
-    good = list(_inspected(root, train, reject))
+    depth, to_train, candidates = _splits(names)
+    good = list(_inspected(root, to_train, reject))
     if not good:
         raise Misuse(_nothing(root, seen, len(names), bad))
     classes = _classes(good, depth)
-    held, notes = _held_out(root, candidates, classes, depth, reject)
-    if classes and not held:
-        held_rows, rest = held_out_tenth(good, [_class(name, depth) for name in good])
-        good, held = [good[i] for i in rest], [good[i] for i in held_rows]
-        how_many = f"{len(held)} of {len(good) + len(held)} images, a tenth of each class," if held else "with one image a class none"
-        notes.append(f"no labelled test split: {how_many} are held out for the probes")
-    if not classes:
-        notes.append("no labels: the images do not all lie in two or more class folders")
-    if unused := len(names) - len(train) - sum(map(len, candidates)):
-        notes.append(f"{unused} images lie outside the folders of the splits and are not used")
-    if bad:
-        notes.append(f"{len(bad)} bad files are left out:" + _some(bad, most=50, before="\n  "))
 
     def files(part: list[str]) -> Files:
         paths = [root / name for name in part]
@@ -72,7 +56,18 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
         labels = torch.tensor([places[_class(name, depth) or ""] for name in part], dtype=torch.int64)
         return Files(paths, labels, tuple(map(printable, classes)))
 
-    return Source(printable(root), files(good), files(held) if held else None, bad=tuple(bad), notes=tuple(notes))
+    held, notes = _held_out(root, candidates, classes, depth, reject)
+    train, test = files(good), files(held) if held else None
+    if classes and not test:
+        train, test, note = tenth_held_out(train, good)
+        notes.append(note)
+    if not classes:
+        notes.append("no labels: the images do not all lie in two or more class folders")
+    if unused := len(names) - len(to_train) - sum(map(len, candidates)):
+        notes.append(f"{unused} images lie outside the folders of the splits and are not used")
+    if bad:
+        notes.append(f"{len(bad)} bad files are left out:" + _some(bad, most=50, before="\n  "))
+    return Source(printable(root), train, test, bad=tuple(bad), notes=tuple(notes))
 
 
 def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], int]:
@@ -152,23 +147,6 @@ def _held_out(
         why = "its images do not lie in the class folders of train/" if good else "none of its images is good"
         notes.append(f"{printable(names[0].split(os.sep)[0])}/ is not used: {why}")
     return [], notes
-
-
-def split_of(name: str) -> str:
-    """The split that a file's name says, as a word of its own and the last if several: imagenet1k-validation-00.tar. Else train."""
-    return next(reversed(WORD.findall(name.lower())), "train")
-
-
-def held_out_tenth(names: Sequence[str], classes: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
-    """Places (held out, the others) of a tenth of each class, at least one image of two or more. A hash of the name draws: one file
-    more or less changes little."""
-    members: dict[Hashable, list[int]] = {}
-    for i in sorted(range(len(names)), key=lambda i: hashlib.blake2b(os.fsencode(names[i].replace(os.sep, "/"))).digest()):
-        members.setdefault(classes[i], []).append(i)
-    held = torch.zeros(len(names), dtype=torch.bool)
-    for group in members.values():
-        held[group[: min(len(group) - 1, max(1, round(len(group) / 10)))]] = True
-    return held.nonzero()[:, 0], (~held).nonzero()[:, 0]
 
 
 def _some(bad: list[tuple[Path, str]], most: int = 3, before: str = " ") -> str:

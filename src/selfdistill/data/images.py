@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from selfdistill.data.reading import BadImage, Photo, inspect, open_photo, printable, read_image
 from selfdistill.errors import Misuse
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["BadImage", "Encoded", "Files", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
 
@@ -66,7 +69,7 @@ class Encoded(ABC):
         """Where image i lies, in words that no other image has."""
 
     @abstractmethod
-    def pick(self, rows: Tensor) -> Encoded:
+    def pick(self, rows: Tensor) -> Self:
         """The images at the places `rows` [n]."""
 
 

@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from selfdistill.data.folder import HELD_OUT, held_out_tenth, split_of
 from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import BadImage, Photo, extensions, open_photo, printable
+from selfdistill.data.splits import HELD_OUT, split_of, tenth_held_out
 from selfdistill.errors import Misuse
 
 
@@ -112,9 +112,8 @@ def open_shards(data: str) -> Source:
                 f"shards named {split} are not used: {'others are held out' if fits else 'their labels are not those of the others'}"
             )
     if classes and held is None:
-        test_rows, train_rows = held_out_tenth(train.keys, train.labels)
-        images, held = images.pick(train_rows), images.pick(test_rows) if len(test_rows) else None
-        notes.append(f"no labelled shards named test or val: {len(test_rows)} images, a tenth of each class, are held out for the probes")
+        images, held, note = tenth_held_out(images, train.keys)
+        notes.append(note)
     return Source(printable(data), images, held, notes=tuple(notes))
 
 

@@ -12,9 +12,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from selfdistill.data.folder import HELD_OUT, held_out_tenth, split_of
 from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import BadImage, Photo, open_photo, printable
+from selfdistill.data.splits import HELD_OUT, split_of, tenth_held_out
 from selfdistill.errors import Failure, Misuse
 
 PREFIX = "hf:"
@@ -81,9 +81,8 @@ def open_table(data: str) -> Source:
         return Source(data, images, test)
     if images.labels is None:
         return Source(data, images, notes=("no labels: no column of the set is a ClassLabel",))
-    test_rows, train_rows = held_out_tenth([str(i) for i in range(len(images))], images.labels.tolist())
-    note = f"no labelled test split: {len(test_rows)} images, a tenth of each class, are held out for the probes"
-    return Source(data, images.pick(train_rows), images.pick(test_rows) if len(test_rows) else None, notes=(note,))
+    images, test, note = tenth_held_out(images, [str(i) for i in range(len(images))])
+    return Source(data, images, test, notes=(note,))
 
 
 def _load(datasets: Any, name: str) -> Any:

@@ -119,7 +119,7 @@ class Backbone(nn.Module):
     def _last_block(self) -> tuple[Block, ...]:
         """The one block of a ViT of whose output class token and chosen patches may be read alone; none if all of it is: averaged
         features read all patches, and a checkpointed block is computed again when it is no longer known what was read."""
-        net = self.net
+        net: Any = self.net
         alone = isinstance(net, VisionTransformer) and net.global_pool == "token" and not net.grad_checkpointing
         return tuple(block for block in net.blocks[-1:] if type(block) is Block) if alone else ()
 
