@@ -187,3 +187,18 @@ def test_ibot_trains_as_its_paper_says(values, count):
         agree(networks(model)[2], state.teacher)
         agree(model.terms["views"].loss.target.centre, state.C_cls)
         agree(model.terms["patches"].loss.target.centre, state.C_patch)
+
+
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_batchnorm_in_ibots_head_bears_a_batch_with_few_masked_patches(hidden):
+    """Of a single patch the batch's mean is itself and its variance 0."""
+    recipe = tiny("ibot", "projector.bottleneck=5", "projector.bn=hidden", *SHORT, batch=MASKS.shape[1])
+    model, masks = masked_model(recipe), torch.zeros_like(MASKS)
+    masks[0, 1, 0, 0] = bool(hidden)
+    ((loss, grads),) = train(model, [draw(recipe, 0)._replace(masks=masks)])
+    assert loss.isfinite()
+    assert all(grad.isfinite().all() for grad in grads.values())
+    patch = model.outputs(draw(recipe, 0)._replace(masks=masks))[0].patch
+    assert patch.shape == (hidden, recipe.projector.out)
+    *_, norm, act, linear, prototypes = model.student.projector
+    torch.testing.assert_close(patch, prototypes(linear(act(norm.bias))).expand(hidden, -1))

@@ -60,9 +60,10 @@ class Student(nn.Module):
         flat = masks.flatten(0, 1)
         cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token, read=flat)
         h = torch.cat([cls.unflatten(0, views), *(self.each(self.backbone.features, x) for x in crops[1:])])  # [V, B, F]
-        project = self.patch_projector or self.projector
+        project, hidden = self.patch_projector or self.projector, patches[flat.flatten(1)]  # [M, F]: masked patches only
+        pair = hidden.repeat(2, 1) if len(hidden) == 1 else hidden  # BatchNorm refuses one row; two equal ones have its statistics
         with prototypes_shared(self.projector):
-            return Output(self.each(self.projector, h), project(patches[flat.flatten(1)]))  # [V, B, D], [M, D]: masked patches only
+            return Output(self.each(self.projector, h), project(pair)[: len(hidden)])  # [V, B, D], [M, D]
 
     def each(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.bn_joint:

@@ -121,8 +121,8 @@ def worth(look: Look) -> Iterator[Block]:
         raise Misuse(f"data={run.recipe.data} has no labels that could tell")
     baselines = ("knn_top1", "knn_random_init", "knn_raw_pixels")
     yield Rows(
-        [("", "this run", "random init", "raw pixels"), ("kNN top-1, k = 20", *(_number(s.get(name)) for name in baselines))],
-        "Frozen features of held-out images, beside what no training gives",
+        [("", "this run", "random init", "raw pixels"), ("kNN top-1", *(_number(s.get(name)) for name in baselines))],
+        "Frozen features of held-out images (k = 20 or the whole bank), beside what no training gives",
     )
     of = {"kNN top-1": "knn", "ridge top-1": "ridge", "test error": "error"}
     who = [name for name in ("student", "teacher") if any(s.get(f"{key}_{name}") is not None for key in of.values())]
