@@ -102,6 +102,25 @@ FEW_PHOTOS_VIT: Changes = (
     ("projector.out=4096", "K: few images"),
     TAU,
 )
+FEW_PHOTOS: Changes = (
+    ("views.size=128", "a third of 224's cost"),
+    ("encoder.name=resnet18", "ResNet-50 has more parameters than this has pixels to learn from"),
+    ("batch_size=64", "many steps from few images"),
+    ("epochs=100", "as SimSiam"),
+)
+FEW_PHOTOS_METHODS: dict[str, Changes] = {
+    "byol": (
+        SGD,
+        TAU,
+        ("lr.base=0.05", "SGD's scale"),
+        ("weight_decay.base=0.0001", "SGD's scale"),
+    ),
+    "simclr": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.temperature=0.2", "batches of 64")),
+    "moco": (TAU, ("terms.views.loss.queue=512", "fewer keys than images")),
+    "swav": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.prototypes=60", "batches of 64")),
+    "dino": FEW_PHOTOS_VIT,
+    "ibot": FEW_PHOTOS_VIT,
+}
 COLOR32_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     ("encoder.options={patch_size: 4}", "64 patches of 4 x 4"),
@@ -240,27 +259,11 @@ PRESETS: dict[str, Preset] = {
             },
         ),
     ),
-    "few-photos": Preset(
-        of="a folder of less than 20,000 images",
-        changes=(
-            ("views.size=128", "a third of 224's cost"),
-            ("encoder.name=resnet18", "ResNet-50 has more parameters than this has pixels to learn from"),
-            ("batch_size=64", "many steps from few images"),
-            ("epochs=100", "as SimSiam"),
-        ),
-        methods={
-            "byol": (
-                SGD,
-                TAU,
-                ("lr.base=0.05", "SGD's scale"),
-                ("weight_decay.base=0.0001", "SGD's scale"),
-            ),
-            "simclr": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.temperature=0.2", "batches of 64")),
-            "moco": (TAU, ("terms.views.loss.queue=512", "fewer keys than images")),
-            "swav": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.prototypes=60", "batches of 64")),
-            "dino": FEW_PHOTOS_VIT,
-            "ibot": FEW_PHOTOS_VIT,
-        },
+    "few-photos": Preset(of="a folder of less than 20,000 images", changes=FEW_PHOTOS, methods=FEW_PHOTOS_METHODS),
+    "grey-photos": Preset(
+        of="grey images of 64 pixels and more",
+        changes=(GREY, ("views.mean=[0.449]", "ImageNet's, of three"), ("views.std=[0.226]", "the same"), *FEW_PHOTOS),
+        methods=FEW_PHOTOS_METHODS,
     ),
 }
 
@@ -271,7 +274,7 @@ def preset_for(images: int, channels: int, side: int | None) -> str:
     if side is None:
         return "few-photos" if images < FEW else "none"
     if channels == 1:
-        return "digits" if side < 16 else "grey-28"
+        return "digits" if side < 16 else "grey-28" if side < 64 else "grey-photos"
     if side < 64:
         return "color-32"
     return "few-photos" if images < FEW else "none"
