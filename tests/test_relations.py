@@ -317,8 +317,9 @@ def test_mse_is_two_plus_two_cosines_in_value_and_gradient(seed, b, d, weight):
         ("cross", 2, 2, [(0, 1), (1, 0)]),
         ("cross", 4, 2, [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1)]),
         ("one-way", 2, 2, [(0, 1)]),
-        ("one-way", 4, 2, [(0, 1)]),
+        ("one-way", 4, 2, [(0, 1), (2, 1), (3, 1)]),
         ("one-way-doubled", 4, 4, [(0, 1), (2, 3)]),
+        ("one-way-doubled", 5, 4, [(0, 1), (2, 3), (4, 1), (4, 3)]),
     ],
 )
 def test_a_term_compares_its_pairs_and_no_other(distance, pairs, students, teachers, compared):
@@ -328,6 +329,18 @@ def test_a_term_compares_its_pairs_and_no_other(distance, pairs, students, teach
     agree(value, 3.0 * sum(formula(p[i], t[j]) for i, j in compared) / len(compared))
     assert [i for i in range(students) if dp[i].abs().max() > 0] == sorted({i for i, _ in compared})
     assert [j for j in range(teachers) if dt[j].abs().max() > 0] == sorted({j for _, j in compared})
+
+
+def test_without_symmetry_local_crops_still_predict_the_view_that_the_teacher_sees():
+    """One word takes one thing out: DINO keeps its multi-crop."""
+    recipe = tiny("dino", "projector.bottleneck=5")
+    recipe = recipe.edit(without(recipe, ["symmetry"]))
+    model, views = build(recipe), draw(recipe, 0)
+    z, p, t = model.outputs(views)
+    q = model.terms["views"].loss.target(t.cls, START)[0]
+    log_p = (z.cls / recipe.terms["views"].loss.temperature).log_softmax(-1)
+    assert (len(z.cls), len(t.cls)) == (1 + recipe.views.locals.count, 1)
+    agree(model(views, START).loss, -(q * log_p).sum(-1).mean())
 
 
 @pytest.mark.parametrize(("pairs", "views"), [("cross", 2), ("one-way", 2), ("one-way-doubled", 4)])

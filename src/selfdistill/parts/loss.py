@@ -30,13 +30,14 @@ Pairs = Literal["cross", "one-way", "one-way-doubled"]
 def pairs_of(kind: Pairs, students: int, teachers: int, split: bool = False) -> PairList:
     """(i, j): the student's view i predicts the teacher's view j.
 
-    cross: every student view against every other global view, the symmetric loss. one-way: 0 predicts 1, and that is all
-    (SimSiam Sec. 4.6, asymmetric). one-way-doubled: the same for two pairs of views (asymmetric 2x). split: the student was given
-    the even views only and the teacher the odd ones.
+    cross: every student view against every other global view, the symmetric loss. one-way: 0 predicts 1, not the reverse
+    (SimSiam Sec. 4.6, asymmetric). one-way-doubled: the same for two pairs of views (asymmetric 2x). Local views, which come last,
+    predict whatever is predicted. split: the student was given the even global views only and the teacher the odd ones.
     """
     if kind == "cross":
         return [(i, j) for i in range(students) for j in range(teachers) if i != j]
-    return [(n, n) if split else (2 * n, 2 * n + 1) for n in range(global_views(kind) // 2)]
+    pairs = [(n, n) if split else (2 * n, 2 * n + 1) for n in range(global_views(kind) // 2)]
+    return pairs + [(local, j) for local in range(teachers, students) for _, j in pairs]
 
 
 def global_views(kind: Pairs) -> int:
