@@ -336,7 +336,7 @@ def test_without_symmetry_local_crops_still_predict_the_view_that_the_teacher_se
     recipe = tiny("dino", "projector.bottleneck=5")
     recipe = recipe.edit(without(recipe, ["symmetry"]))
     model, views = build(recipe), draw(recipe, 0)
-    z, p, t = model.outputs(views)
+    z, _, t = model.outputs(views)
     q = model.terms["views"].loss.target(t.cls, START)[0]
     log_p = (z.cls / recipe.terms["views"].loss.temperature).log_softmax(-1)
     assert (len(z.cls), len(t.cls)) == (1 + recipe.views.locals.count, 1)
@@ -569,6 +569,10 @@ def test_a_queue_that_is_not_full_is_not_used():
 def test_swav_of_two_pairs_of_views_has_a_queue_for_each(queue):
     recipe = tiny("swav", "terms.views.pairs=one-way-doubled", f"terms.views.loss.queue={queue}", "terms.views.loss.queue_from=0")
     losses, _ = run(recipe)
+    assert losses.isfinite().all()
+    # beside a term of four views, the queue of one of two remembers four as well
+    terms = {"views": recipe.terms["views"].model_copy(update={"pairs": "one-way"}), "more": Term(loss=MSE(), pairs="one-way-doubled")}
+    losses, _ = run(recipe.model_copy(update={"terms": terms}))
     assert losses.isfinite().all()
 
 

@@ -166,15 +166,27 @@ def test_a_checkpoint_with_code_in_it_is_refused(tiny_source, tmp_path):
 
 
 def test_two_processes_leave_one_run(tmp_path):
-    """DDP over gloo: one folder, each step once, and every rank's share of the batch counted."""
+    """DDP over gloo: one folder, each step once, and every rank's share of the batch counted. One of them is profiled."""
     settings = [*(f"{k}={v}" for k, v in TINY.items() if k != "epochs"), "epochs=1", "devices=2"]
-    command = [sys.executable, "-m", "selfdistill", "pretrain", "byol", "data=digits", *settings, "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "selfdistill",
+        "pretrain",
+        "byol",
+        "data=digits",
+        *settings,
+        "--profile",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("run folder:") == 1
     run = sd.load(tmp_path / "run")
     assert [r["step"] for r in run.metrics] == list(range(1437 // 32 + 1))
     assert run.summary["verdict"] == "healthy"
+    assert json.loads((run.path / "profile.json").read_text())["steps"] == 1437 // 32
 
 
 def test_a_run_leaves_the_process_as_it_was(tiny_source, tmp_path):

@@ -236,15 +236,16 @@ class Term(Spec):
             raise ValueError(f"on=patch with loss={self.loss.kind}: masked patches are compared by cross-entropy")
         return self
 
-    def build(self, dim: int, split: bool = False) -> TermLoss:
-        return TermLoss(self, dim, split)
+    def build(self, dim: int, views: int = 0, split: bool = False) -> TermLoss:
+        """`views`: global views of each image, more than the pairs need where another term needs them; `split` as in `pairs_of`."""
+        return TermLoss(self, dim, views or global_views(self.pairs), split)
 
 
 class TermLoss(nn.Module):
-    def __init__(self, spec: Term, dim: int, split: bool):
+    def __init__(self, spec: Term, dim: int, views: int, split: bool):
         super().__init__()
         self.spec, self.split = spec, split
-        self.loss: Any = spec.loss.build(dim, global_views(spec.pairs) // (2 if split else 1))
+        self.loss: Any = spec.loss.build(dim, views // (2 if split else 1))
 
     def forward(self, p: Output, t: Output, progress: Progress, masks: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """A scalar, in fp32 or better. masks: [G, B, h, w], labels: [B], for the terms that look at them."""
