@@ -24,6 +24,9 @@ ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
 """of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
+TOLD_APART = 1 / 3
+"""of ln K: the mutual information of an image and its target, H(mean q) - mean H(q). Above it the targets tell images apart, however
+small output_std is: the mean that all outputs share may grow long, and centring takes it away"""
 VARIED_STD = 0.7
 """of output_std: outputs that differ this much are no uniform ones; a soft target (SimSiam Sec. 4.5, temperature 1) only looks it"""
 
@@ -73,7 +76,8 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
         if (found := _of_targets(metrics, beside, recipe)) is not None:
             return found
     of_rank = f"effective rank {rank:.1f} of at most {limit:.0f}"
-    if std < COLLAPSED_STD:
+    told = _told(metrics)
+    if std < COLLAPSED_STD and not told:
         live = metrics.get("live_channels", 0)
         if not live:
             return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
@@ -82,7 +86,15 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
     if limit > 1 and (rank < limit**LOW_RANK or spanned <= limit**SPANNED):
         few = "the outputs span few dimensions" if rank < limit**LOW_RANK else f"{spanned} directions vary, the others are constant"
         return "dimensional-collapse", f"{of_rank}, output_std {std:.2f}: {few}."
-    return "healthy", f"output_std {std:.2f}, {of_rank}."
+    return "healthy", f"output_std {std:.2f}, {of_rank}" + (f"; {told}." if std < COLLAPSED_STD else ".")
+
+
+def _told(metrics: Mapping[str, Any]) -> str:
+    """What the targets say of their image, where it is much; nothing where it is little or there are no distributions."""
+    if metrics.get("target_entropy") is None:
+        return ""
+    most, said = math.log(metrics["target_outputs"]), metrics["target_usage_entropy"] - metrics["target_entropy"]
+    return f"the targets tell images apart by {said:.2f} nats of ln K = {most:.2f}" if said > TOLD_APART * most else ""
 
 
 def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None) -> tuple[State, str] | None:
@@ -92,7 +104,7 @@ def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None) 
     if h > UNIFORM * most and std < VARIED_STD:
         return "uniform-target", f"the targets' entropy is {h:.2f} of ln K = {most:.2f}{beside}: every output is alike."
     stopped = recipe is None or recipe.stop_gradient
-    on_its_way = std < COLLAPSED_STD and usage < UNIFORM * most and stopped  # the entropy falls for long
+    on_its_way = std < COLLAPSED_STD and usage < UNIFORM * most and stopped and not _told(metrics)  # the entropy falls for long
     if usage < DOMINATED * most or on_its_way:
         few = f"{max(1, round(math.exp(usage)))} of {outputs:.0f} outputs dominate"
         evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}."
