@@ -95,6 +95,7 @@ GREY28_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     (f"encoder.options={{patch_size: 7, depth: 4, embed_dim: 128, num_heads: 4, {XAVIER}}}", "16 patches of 7 x 7; init on Xavier's scale"),
     ("lr.base=0.004", "a short run"),
+    ("teacher.tau.end=0.99", "a short run: at 1 the teacher stands still before the student does (4 epochs: kNN 0.822 to 0.830)"),
 )
 FEW_PHOTOS_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
