@@ -32,7 +32,8 @@ class Encoder(Spec):
     checkpointing: bool = False
     """timm's models: activations are computed again in the backward pass, a third more work for a fraction of the memory"""
     options: dict[str, Any] = {}
-    """further keywords of the timm model, e.g. patch_size or drop_path_rate; widths for resnet-small"""
+    """further keywords of the timm model, e.g. patch_size or drop_path_rate; widths for resnet-small. Naming another encoder empties them,
+    DINO's and iBOT's drop_path_rate of 0.1 as well"""
 
     def build(self, size: int) -> "Backbone":
         """The module, randomly initialised. Raises `Misuse` for a name or an option that is unknown, or a size that does not fit."""
