@@ -1,7 +1,10 @@
 """Backbones by name, by option, and of the user's own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -180,6 +183,52 @@ def test_what_is_not_read_of_the_last_block_is_not_computed(options, share, mask
     assert share[0] <= flops[1] / flops[0] <= share[1]
     torch.testing.assert_close(encoder.eval()(x), whole()[0])  # nothing is left behind
     assert torch.equal(encoder.tokens(x)[1], encoder.maps(x).flatten(2).mT)
+
+
+class Average(VisionTransformer):
+    def forward_head(self, x, pre_logits=False):
+        return torch.cat([x[:, 0], x[:, 1:].mean(1)], 1)
+
+
+def own(change: Callable[[VisionTransformer], object], kind: type[VisionTransformer] = VisionTransformer) -> VisionTransformer:
+    torch.manual_seed(0)
+    net = kind(img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=0)
+    change(net)
+    return net
+
+
+class Mixing(nn.Module):
+    """An MLP, or an attention, of another kind: its tokens look at each other."""
+
+    def forward(self, x, **_):
+        return x + x.roll(1, 1)
+
+
+def wrapped(net: VisionTransformer) -> None:
+    mlp = net.blocks[-1].mlp
+    inner = mlp.forward
+    mlp.forward = lambda x: 3 * inner(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "spared"),
+    [
+        (own(lambda net: None), 2),
+        (own(lambda net: None, Average), 0),
+        (own(lambda net: setattr(net, "blocks", nn.Sequential(*[net.blocks[0]] * 3))), 0),
+        (own(lambda net: setattr(net.blocks[2], "mlp", net.blocks[0].mlp)), 0),
+        (own(lambda net: setattr(net.blocks[2], "mlp", Mixing())), 0),
+        (own(lambda net: setattr(net.blocks[2], "attn", Mixing())), 0),
+        (own(lambda net: setattr(net, "blocks", nn.Sequential())), 0),
+        (own(wrapped), 2),  # by its kind, and yet whole: another program stands before it
+    ],
+)
+def test_of_a_network_that_may_do_otherwise_nothing_is_spared(net, spared):
+    backbone, x = Backbone(net, 3, 16).eval(), torch.rand(2, 3, 16, 16)
+    assert len(backbone.token_wise) == spared
+    whole = backbone(x)
+    torch.testing.assert_close(backbone.features(x), whole)
+    torch.testing.assert_close(backbone(x), whole)  # and nothing was taken away
 
 
 def test_a_block_computed_again_is_computed_whole():

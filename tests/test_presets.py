@@ -34,6 +34,7 @@ def test_no_preset_keeps_the_papers_values(method):
         (60_000, 1, 28, "grey-28"),
         (60_000, 1, 63, "grey-28"),
         (300, 1, 64, "grey-photos"),
+        (FEW, 1, 512, "grey"),
         (50_000, 3, 32, "color-32"),
         (105_000, 3, 96, "none"),
         (500, 3, None, "few-photos"),

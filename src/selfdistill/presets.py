@@ -103,6 +103,7 @@ FEW_PHOTOS_VIT: Changes = (
     ("projector.out=4096", "K: few images"),
     TAU,
 )
+GREY_PHOTOS: Changes = (GREY, ("views.mean=[0.449]", "ImageNet's, of three"), ("views.std=[0.226]", "the same"))
 FEW_PHOTOS: Changes = (
     ("views.size=128", "a third of 224's cost"),
     ("encoder.name=resnet18", "ResNet-50 has more parameters than this has pixels to learn from"),
@@ -262,10 +263,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "few-photos": Preset(of="a folder of less than 20,000 images", changes=FEW_PHOTOS, methods=FEW_PHOTOS_METHODS),
     "grey-photos": Preset(
-        of="grey images of 64 pixels and more",
-        changes=(GREY, ("views.mean=[0.449]", "ImageNet's, of three"), ("views.std=[0.226]", "the same"), *FEW_PHOTOS),
+        of="less than 20,000 grey images of 64 pixels and more",
+        changes=(*GREY_PHOTOS, *FEW_PHOTOS),
         methods=FEW_PHOTOS_METHODS,
     ),
+    "grey": Preset(of="more of them", changes=GREY_PHOTOS, methods={}),
 }
 
 
@@ -275,7 +277,7 @@ def preset_for(images: int, channels: int, side: int | None) -> str:
     if side is None:
         return "few-photos" if images < FEW else "none"
     if channels == 1:
-        return "digits" if side < 16 else "grey-28" if side < 64 else "grey-photos"
+        return "digits" if side < 16 else "grey-28" if side < 64 else "grey-photos" if images < FEW else "grey"
     if side < 64:
         return "color-32"
     return "few-photos" if images < FEW else "none"

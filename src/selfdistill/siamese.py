@@ -97,7 +97,9 @@ class Siamese(nn.Module):
         self.teacher: Any = recipe.teacher.build(self.student, dim, images)
         # One way and with a teacher of its own, a view is for one of the two networks: the other need not see it (MoCo Alg. 1).
         self.split = recipe.teacher.own_weights and not masked and all(term.pairs != "cross" for term in recipe.terms.values())
-        self.terms = nn.ModuleDict({name: term.build(dim, recipe.global_views, self.split) for name, term in recipe.terms.items()})
+        self.terms = nn.ModuleDict(
+            {name: term.build(dim, views=recipe.global_views, split=self.split) for name, term in recipe.terms.items()}
+        )
         self.recipe = recipe
         if recipe.micro_batch(ranks()[1]) == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
             raise Misuse(

@@ -21,7 +21,8 @@ def test_a_tenth_of_each_class_is_held_out_and_nothing_without_a_label(labels):
         n = labels.count(label)
         expected = 0 if label < 0 or n < 2 else max(1, round(n / 10))
         assert (0 if test is None else test.labels.tolist().count(label)) == expected
-    assert (f"{len(held)} of {len(labels)}" if held else "one image a class") in said
+    labelled = len(labels) - labels.count(-1)
+    assert (f"{len(held)} of {labelled} images" if held else "one image a class" if labelled else "no label") in said
     fewer = tenth_held_out(images.pick(torch.arange(len(labels) - 1)), names[:-1])[1] if len(labels) > 1 else None
     if fewer is not None:  # one image less moves at most one of its class
         assert len({*fewer.paths} ^ {*held}) <= 3

@@ -34,7 +34,9 @@ def tenth_held_out(images: Some, names: Sequence[str]) -> tuple[Some, Some | Non
     for label, group in members.items():
         if label >= 0:
             held[group[: min(len(group) - 1, max(1, round(len(group) / 10)))]] = True
-    n = int(held.sum())
-    how_many = f"{n} of {len(names)} images, a tenth of each class," if n else "with one image a class none"
+    n, labelled = int(held.sum()), int((images.labels >= 0).sum())
+    how_many = (
+        f"{n} of {labelled} images, a tenth of each class," if n else "with one image a class none" if labelled else "with no label none"
+    )
     test = images.pick(held.nonzero()[:, 0]) if n else None
     return images.pick((~held).nonzero()[:, 0]), test, f"no labelled test split: {how_many} are held out for the probes"

@@ -24,9 +24,10 @@ ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
 """of ln K: entropy of the targets above it is uniform, entropy of their mean below it is one output"""
-TOLD_APART = 1 / 3
-"""of ln K: the mutual information of an image and its target, H(mean q) - mean H(q). Above it the targets tell images apart, however
-small output_std is: the mean that all outputs share may grow long, and centring takes it away"""
+TOLD_APART = 0.2
+"""of ln K: H(mean q) - H(q, p), what the student says of a view's target from another view, at most their mutual information (Barber &
+Agakov 2003). Above it images are told apart, however small output_std is: a mean that all outputs share may grow long, and centring
+takes it away"""
 VARIED_STD = 0.7
 """of output_std: outputs that differ this much are no uniform ones; a soft target (SimSiam Sec. 4.5, temperature 1) only looks it"""
 
@@ -53,8 +54,8 @@ class Verdict:
 def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:
     """From `describe.spread_of`: `output_std`, `effective_rank` and `rank_limit`, the most that rank could be, and where they are there
     `live_channels`, `spanned`, and `direction_rank`, for lengths of a heavy tail, which hide the rank; `loss` where there is one; and of
-    targets that are distributions over K outputs `target_entropy`, `target_usage_entropy` and `target_outputs`, which is K. Without
-    `recipe` there is no cause. Accuracy is no evidence: chance level alone is no collapse (SimSiam footnote 4)."""
+    targets that are distributions over K outputs `target_entropy`, `target_usage_entropy`, `target_outputs`, which is K, and `target_kl` if
+    it is known. Without `recipe` there is no cause. Accuracy is no evidence: chance level alone is no collapse (SimSiam footnote 4)."""
     state, evidence = _state(metrics, recipe)
     if recipe is None:
         return Verdict(state, evidence, advice=SHARED_MEAN if state == "collapsed" else "")
@@ -90,11 +91,12 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
 
 
 def _told(metrics: Mapping[str, Any]) -> str:
-    """What the targets say of their image, where it is much; nothing where it is little or there are no distributions."""
-    if metrics.get("target_entropy") is None:
+    """How far targets tell images apart, where it is far; nothing where it is not, or where there are no distributions."""
+    if metrics.get("target_entropy") is None or metrics.get("target_kl") is None:
         return ""
-    most, said = math.log(metrics["target_outputs"]), metrics["target_usage_entropy"] - metrics["target_entropy"]
-    return f"the targets tell images apart by {said:.2f} nats of ln K = {most:.2f}" if said > TOLD_APART * most else ""
+    most = math.log(metrics["target_outputs"])
+    told = metrics["target_usage_entropy"] - metrics["target_entropy"] - metrics["target_kl"]
+    return f"of a target another view tells {told:.2f} nats of ln K = {most:.2f}" if told > TOLD_APART * most else ""
 
 
 def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None) -> tuple[State, str] | None:

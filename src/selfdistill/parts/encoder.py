@@ -8,8 +8,9 @@ from typing import Any, Literal
 import timm
 import torch
 from pydantic import Field
+from timm.layers.mlp import Mlp, SwiGLU
 from timm.models.resnet import BasicBlock
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
 from torch import Tensor, nn
 
 from selfdistill.errors import Failure, Misuse, did_you_mean
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.net: nn.Module = net
         self.dim = self.width(channels, size)
+        self.token_wise = _token_wise(net)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.net(x)
@@ -73,10 +75,11 @@ class Backbone(nn.Module):
 
     def compile(self, **options: Any) -> None:
         """`torch.compile` in place, as nn.Module has it, but block by block where the network has `blocks` (a ViT's are all alike, so
-        it is compiled once a crop size), so that masked passes are compiled too. The state dict keeps its keys."""
-        for part in getattr(self.net, "blocks", [self.net]):
-            if part not in self._last_block():  # what is read of it differs from pass to pass
-                part.compile(**options)
+        it is compiled once a crop size), so that masked passes are compiled too; but for a last block of which passes read different
+        tokens. The state dict keeps its keys."""
+        blocks: list[nn.Module] = list(getattr(self.net, "blocks", [self.net]))
+        for part in blocks[: len(blocks) - bool(self.token_wise)]:
+            part.compile(**options)
 
     def check_patches(self, side: int, channels: int, size: int) -> None:
         """Raises `Misuse` unless the network is a ViT that cuts `size` x `size` images into `side` x `side` patches."""
@@ -117,17 +120,11 @@ class Backbone(nn.Module):
                 hook.remove()
         return net.forward_head(h, pre_logits=True), h[:, net.num_prefix_tokens :]
 
-    def _last_block(self) -> tuple[Block, ...]:
-        """The one block of a ViT of whose output class token and chosen patches may be read alone; none if all of it is: averaged
-        features read all patches, and a checkpointed block is computed again when it is no longer known what was read."""
-        net: Any = self.net
-        alone = isinstance(net, VisionTransformer) and net.global_pool == "token" and not net.grad_checkpointing
-        return tuple(block for block in net.blocks[-1:] if type(block) is Block) if alone else ()
-
     @contextmanager
     def _reading(self, patches: Tensor | None) -> Iterator[None]:
-        """After its attention a block treats each token by itself: in the last one, only those that are read, which are the class
-        token and the `patches` [B, h, w]. Spares three quarters of that block: 6 % of a ViT of depth 12, 25 % at depth 3."""
+        """After its attention a block treats each token by itself: in the last one only those that are read, the class and register
+        tokens and the `patches` [B, h, w]. Spares three quarters of that block: 6 % of a ViT of depth 12, 25 % at depth 3. A hook there
+        sees 0 for the others."""
 
         def alone(part: nn.Module) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
@@ -140,7 +137,8 @@ class Backbone(nn.Module):
             return forward
 
         prefix = getattr(self.net, "num_prefix_tokens", 0)
-        parts: list[Any] = [part for block in self._last_block() for part in (block.attn.proj, block.mlp)]
+        parts: list[Any] = [self.net.get_submodule(name) for name in self.token_wise]
+        parts = [] if any("forward" in vars(part) for part in parts) else parts  # another's, that is to be called
         for part in parts:
             part.forward = alone(part)
         try:
@@ -192,6 +190,24 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x).mean((2, 3))  # [B, F]
+
+
+def _token_wise(net: nn.Module) -> tuple[str, ...]:
+    """The names of the parts of a ViT's last block that treat each token by itself, where the class token alone is read of what comes
+    after: its attention's projection and its MLP. None of a network that may do otherwise than timm's: one's own forward pass, or
+    blocks that share parts; nor where features are averaged, or where a block is computed again when it is no longer known what was
+    read of it (checkpointing)."""
+    if type(net) is not VisionTransformer or net.global_pool != "token" or net.grad_checkpointing or not len(net.blocks):
+        return ()
+    block: Any = net.blocks[-1]
+    if (
+        (type(block), type(block.attn)) != (Block, Attention)
+        or type(block.attn.proj) is not nn.Linear
+        or type(block.mlp) not in (Mlp, SwiGLU)
+    ):
+        return ()
+    names = {part: [name for name, of in net.named_modules(remove_duplicate=False) if of is part] for part in (block.attn.proj, block.mlp)}
+    return tuple(name for found in names.values() for name in found) if all(len(found) == 1 for found in names.values()) else ()
 
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")

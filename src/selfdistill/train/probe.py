@@ -26,7 +26,7 @@ def collapse(made: Step, siamese: Siamese, now: Progress) -> tuple[dict[str, Any
     flat = _some(z)
     found: dict[str, Any] = {
         **spread_of(flat),
-        "alignment": metrics.alignment(z[0], z[1]) if len(z) > 1 else None,  # one-way: the student sees one view
+        "alignment": metrics.alignment(z[0], z[1]) if len(t) > 1 else None,  # one-way: the student sees one global view
         "uniformity": metrics.uniformity(z[0]),
         "target_entropy": None,  # of targets that are distributions; cosine and MSE compare vectors
     }

@@ -46,6 +46,6 @@ def predictor_gap(run: Run, augmentations: int = 32, images: int = 512) -> Expec
         return p.cls[: len(t.cls)], z.cls[: len(t.cls)], t.cls  # [A, b, D]
 
     chunks = torch.arange(len(pixels)).split(64)
-    each = 1 if siamese.split else recipe.global_views
+    each = recipe.global_views // (2 if siamese.split else 1)
     drawn = [[outputs(ids, draw) for ids in chunks] for draw in range(-(-augmentations // each))]
     return expectation_gap(*(torch.cat([torch.cat([of[n] for of in draw], 1) for draw in drawn]) for n in range(3)))
