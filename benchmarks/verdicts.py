@@ -192,7 +192,7 @@ def judged(row: dict[str, Any], recipe: Recipe) -> tuple[list[Verdict], float]:
 
 
 READ = ("loss", "output_std", "live_channels", "effective_rank", "direction_rank", "spanned", "rank_limit")
-READ_OF_TARGETS = ("target_entropy", "target_usage_entropy", "target_outputs")
+READ_OF_TARGETS = ("target_entropy", "target_usage_entropy", "target_kl", "target_outputs")
 
 
 def recorded(found: list[tuple[Case, dict[str, Any], Recipe]]) -> str:
