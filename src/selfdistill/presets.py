@@ -267,7 +267,7 @@ PRESETS: dict[str, Preset] = {
         changes=(*GREY_PHOTOS, *FEW_PHOTOS),
         methods=FEW_PHOTOS_METHODS,
     ),
-    "grey": Preset(of="more of them", changes=GREY_PHOTOS, methods={}),
+    "grey": Preset(of="20,000 grey images of 64 pixels and more, or more of them", changes=GREY_PHOTOS, methods={}),
 }
 
 
