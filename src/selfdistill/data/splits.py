@@ -27,14 +27,15 @@ def tenth_held_out(images: Some, names: Sequence[str]) -> tuple[Some, Some | Non
     """(to train on, held out, what to say of it): a tenth of each class, at least one image of two or more, and none without a label.
     A hash of an image's name draws: one image more or less changes little."""
     assert images.labels is not None
+    labels = images.labels.tolist()  # of a million images: an item of a tensor takes a microsecond or more
     members: dict[int, list[int]] = {}
     for i in sorted(range(len(names)), key=lambda i: hashlib.blake2b(os.fsencode(names[i].replace(os.sep, "/"))).digest()):
-        members.setdefault(int(images.labels[i]), []).append(i)
+        members.setdefault(labels[i], []).append(i)
     held = torch.zeros(len(names), dtype=torch.bool)
     for label, group in members.items():
         if label >= 0:
             held[group[: min(len(group) - 1, max(1, round(len(group) / 10)))]] = True
-    n, labelled = int(held.sum()), int((images.labels >= 0).sum())
+    n, labelled = int(held.sum()), len(labels) - labels.count(-1)
     how_many = (
         f"{n} of {labelled} images, a tenth of each class," if n else "with one image a class none" if labelled else "with no label none"
     )

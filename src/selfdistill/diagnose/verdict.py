@@ -71,13 +71,13 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
     beside = "" if loss is None else f", loss {loss:.3f}"
     if not all(math.isfinite(v) for v in (loss or 0.0, std, rank)) or abs(loss or 0.0) > ABSURD:
         return "diverged", f"output_std {std:.3g}" + ("." if loss is None else f", loss {loss:.3g}.")
+    told = _told(metrics)
     if metrics.get("target_entropy") is not None:
         if recipe is not None and over_classes(recipe):
             return _of_classes(metrics, beside)
-        if (found := _of_targets(metrics, beside, recipe)) is not None:
+        if (found := _of_targets(metrics, beside, recipe, told)) is not None:
             return found
     of_rank = f"effective rank {rank:.1f} of at most {limit:.0f}"
-    told = _told(metrics)
     if std < COLLAPSED_STD and not told:
         live = metrics.get("live_channels", 0)
         if not live:
@@ -99,14 +99,14 @@ def _told(metrics: Mapping[str, Any]) -> str:
     return f"of a target another view tells {told:.2f} nats of ln K = {most:.2f}" if told > TOLD_APART * most else ""
 
 
-def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None) -> tuple[State, str] | None:
+def _of_targets(metrics: Mapping[str, Any], beside: str, recipe: Recipe | None, told: str) -> tuple[State, str] | None:
     """Of a cross-entropy, which has two ways to collapse (DINO Sec. 5.3); None where neither is taken."""
     std, outputs, h, usage = (metrics[k] for k in ("output_std", "target_outputs", "target_entropy", "target_usage_entropy"))
     most = math.log(outputs)
     if h > UNIFORM * most and std < VARIED_STD:
         return "uniform-target", f"the targets' entropy is {h:.2f} of ln K = {most:.2f}{beside}: every output is alike."
     stopped = recipe is None or recipe.stop_gradient
-    on_its_way = std < COLLAPSED_STD and usage < UNIFORM * most and stopped and not _told(metrics)  # the entropy falls for long
+    on_its_way = std < COLLAPSED_STD and usage < UNIFORM * most and stopped and not told  # the entropy falls for long
     if usage < DOMINATED * most or on_its_way:
         few = f"{max(1, round(math.exp(usage)))} of {outputs:.0f} outputs dominate"
         evidence = f"over the batch the targets' entropy is {usage:.2f} of ln K = {most:.2f}, output_std {std:.2f}: {few}."

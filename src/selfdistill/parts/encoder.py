@@ -126,17 +126,20 @@ class Backbone(nn.Module):
         tokens and the `patches` [B, h, w]. Spares three quarters of that block: 6 % of a ViT of depth 12, 25 % at depth 3. A hook there
         sees 0 for the others."""
 
+        prefix = getattr(self.net, "num_prefix_tokens", 0)
+        read = None if patches is None else patches.flatten(1).nonzero().T  # [2, M]: an image and a patch of it
+
         def alone(part: nn.Module) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
                 at = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(x.shape[:2])
-                first, rest = at.split([prefix, x.shape[1] - prefix], 1)
-                rows = first.flatten() if patches is None else torch.cat([first.flatten(), rest[patches.flatten(1)]])
+                rows = at[:, :prefix].flatten()
+                if read is not None:
+                    rows = torch.cat([rows, at[read[0], prefix + read[1]]])
                 done = type(part).forward(part, x.flatten(0, 1).index_select(0, rows))  # [R, F]
                 return done.new_zeros(at.numel(), done.shape[1]).index_copy(0, rows, done).unflatten(0, at.shape)  # [B, prefix + n, F]
 
             return forward
 
-        prefix = getattr(self.net, "num_prefix_tokens", 0)
         parts: list[Any] = [self.net.get_submodule(name) for name in self.token_wise]
         parts = [] if any("forward" in vars(part) for part in parts) else parts  # another's, that is to be called
         for part in parts:
