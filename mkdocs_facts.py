@@ -22,8 +22,9 @@ from selfdistill.cli.describe import slots
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Schedule
-from selfdistill.presets import PRESETS, with_preset
+from selfdistill.presets import PRESETS
 from selfdistill.recipe import Recipe
+from selfdistill.train.resolve import with_preset
 
 README = Path(__file__).with_name("README.md")
 DIRECTIVE = re.compile(r"^\{\{ (\w+) ?(.*) \}\}$")

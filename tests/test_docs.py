@@ -19,8 +19,8 @@ from selfdistill.ablate.edits import without
 from selfdistill.cli import app
 from selfdistill.methods import METHODS
 from selfdistill.parts.loss import LOSSES
-from selfdistill.presets import with_preset
 from selfdistill.recipe import Recipe
+from selfdistill.train.resolve import with_preset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -4,9 +4,10 @@ import pytest
 
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
-from selfdistill.presets import FEW, PRESETS, preset_for, with_preset
+from selfdistill.presets import FEW, PRESETS, preset_for
 from selfdistill.recipe import diff
 from selfdistill.siamese import Siamese
+from selfdistill.train.resolve import with_preset
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfdistill.data.loader import micro_batches
+from selfdistill.data.order import micro_batches
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts import collective

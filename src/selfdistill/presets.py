@@ -7,10 +7,6 @@ settings come after it and win. `preset=none` keeps the paper's values.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-from selfdistill.errors import Misuse, did_you_mean
-from selfdistill.recipe import Recipe, diff, leaves, under
 
 Changes = tuple[tuple[str, str], ...]
 """(setting, why)"""
@@ -270,6 +266,9 @@ PRESETS: dict[str, Preset] = {
     "grey": Preset(of="20,000 grey images of 64 pixels and more, or more of them", changes=GREY_PHOTOS, methods={}),
 }
 
+FEW = 20_000
+"""images of a folder below which ImageNet's batches and ResNet-50 are out of place"""
+
 
 def preset_for(images: int, channels: int, side: int | None) -> str:
     """The name of the preset for `images` images of `channels` channels whose shorter side is `side` pixels, None where their sizes
@@ -281,45 +280,3 @@ def preset_for(images: int, channels: int, side: int | None) -> str:
     if side < 64:
         return "color-32"
     return "few-photos" if images < FEW else "none"
-
-
-FEW = 20_000
-"""images of a folder below which ImageNet's batches and ResNet-50 are out of place"""
-
-
-class Changed(NamedTuple):
-    """A field or slot that a preset set: its path, old and new value, and why."""
-
-    key: str
-    old: str
-    new: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.old} -> {self.new} ({self.why})"
-
-
-def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
-    """The recipe with a preset's changes, and each field that they changed. Raises `Misuse` for a preset that there is not."""
-    if name == "none":
-        return recipe, []
-    if name not in PRESETS:
-        raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto.{did_you_mean(name, PRESETS)}")
-    changes = PRESETS[name].changes + PRESETS[name].methods.get(recipe.method, ())
-    # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
-    paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
-    fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
-    changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
-    changed = recipe.edit([setting for setting, _ in changes])
-    differing = [path for path, _, _ in diff(recipe, changed)]
-    split = [(*setting.partition("=")[::2], why) for setting, why in changes]
-    found = [Changed(key, _short(recipe, key), new, why) for key, new, why in split if any(under(key, path) for path in differing)]
-    return changed, found
-
-
-def _short(recipe: Recipe, key: str) -> str:
-    """The value at a path; of a slot its kind."""
-    value: Any = recipe.model_dump(mode="json")
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return str(value.get("kind", "set" if value else "none")) if isinstance(value, dict) else "none" if value is None else str(value)

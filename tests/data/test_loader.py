@@ -5,7 +5,8 @@ import torch
 
 from selfdistill.data import loader
 from selfdistill.data.images import Files, Pixels
-from selfdistill.data.loader import micro_batches, training_views, visible_labels, with_labelled
+from selfdistill.data.loader import training_views
+from selfdistill.data.order import micro_batches, visible_labels, with_labelled
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 

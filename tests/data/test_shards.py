@@ -13,7 +13,7 @@ from torch import nn
 
 import selfdistill as sd
 from selfdistill.data import BadImage, open_source
-from selfdistill.data.loader import micro_batches
+from selfdistill.data.order import micro_batches
 from selfdistill.data.pack import pack
 from selfdistill.data.shards import _expanded
 from selfdistill.data.splits import split_of

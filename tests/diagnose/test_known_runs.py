@@ -11,8 +11,8 @@ import pytest
 from selfdistill.ablate.edits import without
 from selfdistill.diagnose.verdict import judge
 from selfdistill.methods import METHODS
-from selfdistill.presets import with_preset
 from selfdistill.recipe import Recipe
+from selfdistill.train.resolve import with_preset
 
 RUNS = json.loads((Path(__file__).parent / "known_runs.json").read_text())
 

@@ -9,7 +9,8 @@ import selfdistill as sd
 from selfdistill.diagnose.causes import CAUSES, cause_of
 from selfdistill.diagnose.verdict import before, judge, since
 from selfdistill.methods import METHODS
-from selfdistill.presets import PRESETS, with_preset
+from selfdistill.presets import PRESETS
+from selfdistill.train.resolve import with_preset
 
 
 def known(kind: str) -> torch.Tensor:

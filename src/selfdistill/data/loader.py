@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
-from selfdistill.errors import Failure, Misuse
+from selfdistill.data.order import micro_batches, visible_labels
+from selfdistill.errors import Failure
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS, crop_boxes
-from selfdistill.views.draw import balanced, permutation
 from selfdistill.views.fused import cut_crops
 from selfdistill.views.spec import Crops
 
@@ -35,27 +35,6 @@ SPARE = 2.0
 """pixels, in each direction, that a photograph is decoded to for one of a crop: with 1, a rounded box is off by up to half a pixel"""
 
 Report = Callable[[Path, str], None]
-
-
-def micro_batches(
-    recipe: Recipe, images: int, step: int, rank: int = 0, ranks: int = 1, visible: Tensor | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """(epoch, index [batch_size / accumulate / ranks]) for each micro-batch of this rank, from optimiser step `step` to the run's end.
-
-    An epoch is a permutation of all images, by seed and epoch alone; what does not fill a batch is left out until the next.
-    Where labels are trained on (`visible` [N], -1 for no label), a share of each batch is labelled.
-    """
-    share = recipe.micro_batch(ranks)
-    labelled = None if visible is None else (visible >= 0).nonzero()[:, 0]
-    steps = images // recipe.batch_size
-    for s in range(step, recipe.epochs * steps):
-        if s == step or s % steps == 0:
-            order = permutation(recipe.seed, s // steps, images)
-        batch = order[s % steps * recipe.batch_size :][: recipe.batch_size]
-        if labelled is not None:
-            batch = with_labelled(batch, labelled, round(recipe.labelled_share * recipe.batch_size), s, recipe.seed)
-        for micro in batch.split(ranks * share):
-            yield s // steps, micro.split(share)[rank]
 
 
 def training_views(
@@ -120,39 +99,6 @@ def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixel
         return images
     todo = (chunk.tolist() for chunk in torch.arange(len(images)).split(512))
     return Pixels(torch.cat([chunk for chunk, _ in _loader(_Squares(images, spec), todo, workers)]), images.labels, images.classes)
-
-
-def with_labelled(batch: Tensor, labelled: Tensor, count: int, step: int, seed: int) -> Tensor:
-    """The batch with `count` of its images, spread evenly, replaced by labelled ones: the next in an endless row of permutations."""
-    places = torch.arange(step * count, (step + 1) * count)
-    n = len(labelled)
-    orders = {int(c): permutation(seed + 1, int(c), n) for c in (places // n).unique()}
-    chosen = torch.stack([labelled[orders[int(place) // n][place % n]] for place in places])
-    mixed = batch.clone()
-    mixed[torch.linspace(0, len(batch) - 1, count).long()] = chosen
-    return mixed
-
-
-def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
-    """[N] int64, the labels that the run may learn from, -1 for the others: `recipe.labels` of them, balanced, drawn by seed.
-
-    Raises `Misuse` when there are no labels, or fewer in a class than asked.
-    """
-    if recipe.labels is None:
-        return None
-    if images.labels is None:
-        raise Misuse(f"labels={recipe.labels}: data={recipe.data} has no labels to learn from; put each class into a folder of its own")
-    classes = len(images.classes)
-    total = recipe.labels if isinstance(recipe.labels, int) else round(recipe.labels * len(images))
-    each = [total // classes + (c < total % classes) for c in range(classes)]
-    for c, want in enumerate(each):
-        found = int((images.labels == c).sum())
-        if not 0 < want <= found:
-            raise Misuse(f"labels={recipe.labels} is {want} for {images.classes[c]}, which has {found} images; each class needs one")
-    chosen = balanced(recipe.seed, images.labels, each)
-    visible = torch.full((len(images),), -1)
-    visible[chosen] = images.labels[chosen]
-    return visible
 
 
 Key = tuple[int, int]

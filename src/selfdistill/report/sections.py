@@ -14,12 +14,13 @@ from selfdistill.diagnose.describe import READING, describe, ordered
 from selfdistill.diagnose.verdict import since
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
-from selfdistill.presets import PRESETS, with_preset
+from selfdistill.presets import PRESETS
 from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.report import attention, draw, pictures
 from selfdistill.report.pictures import Asked, Look
 from selfdistill.report.scatter import Scatter, scatter_of
 from selfdistill.train.profile import Profiled
+from selfdistill.train.resolve import with_preset
 from selfdistill.train.run import object_of
 
 NEAR = 4_000

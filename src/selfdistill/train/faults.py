@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from selfdistill.data.images import Images
-from selfdistill.data.loader import micro_batches, visible_labels
+from selfdistill.data.order import micro_batches, visible_labels
 from selfdistill.disk import write_whole
 from selfdistill.errors import Failure
 from selfdistill.recipe import Recipe

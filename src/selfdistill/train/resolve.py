@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from selfdistill.data.images import Pixels, Source
-from selfdistill.data.loader import visible_labels
+from selfdistill.data.order import visible_labels
 from selfdistill.data.sources import open_source
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.parts.contrast import InfoNCE, Swapped
-from selfdistill.presets import Changed, preset_for, with_preset
-from selfdistill.recipe import Recipe
+from selfdistill.presets import PRESETS, preset_for
+from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.train.loggers import check as check_loggers
 from selfdistill.train.run import labelled
 
 REPAID = 10_000
 """steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
+
+
+class Changed(NamedTuple):
+    """A field or slot that a preset set: its path, old and new value, and why."""
+
+    key: str
+    old: str
+    new: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new} ({self.why})"
 
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
@@ -54,6 +67,32 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
     return recipe, source, changed
+
+
+def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
+    """The recipe with a preset's changes, and each field that they changed. Raises `Misuse` for a preset that there is not."""
+    if name == "none":
+        return recipe, []
+    if name not in PRESETS:
+        raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto.{did_you_mean(name, PRESETS)}")
+    changes = PRESETS[name].changes + PRESETS[name].methods.get(recipe.method, ())
+    # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
+    paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
+    fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
+    changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
+    changed = recipe.edit([setting for setting, _ in changes])
+    differing = [path for path, _, _ in diff(recipe, changed)]
+    split = [(*setting.partition("=")[::2], why) for setting, why in changes]
+    found = [Changed(key, _short(recipe, key), new, why) for key, new, why in split if any(under(key, path) for path in differing)]
+    return changed, found
+
+
+def _short(recipe: Recipe, key: str) -> str:
+    """The value at a path; of a slot its kind."""
+    value: Any = recipe.model_dump(mode="json")
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value.get("kind", "set" if value else "none")) if isinstance(value, dict) else "none" if value is None else str(value)
 
 
 def _queues_fit(recipe: Recipe, images: int) -> None:
