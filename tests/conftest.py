@@ -25,7 +25,7 @@ RUN = {"epochs": 2, "batch_size": 32, "log_every": 1, "precision": "fp32"}
 NET = {"encoder": "resnet-small", "encoder.options": "{widths: [8, 16]}"}
 VIT = {
     "encoder": "timm:vit_tiny_patch16_224",
-    "encoder.options": "{patch_size: 2, depth: 1, embed_dim: 16, num_heads: 2, drop_path_rate: 0.2}",
+    "encoder.options": "{patch_size: 2, depth: 1, embed_dim: 16, num_heads: 2, proj_drop_rate: 0.2}",
     "projector.hidden": [16],
     "projector.bottleneck": 8,
     "projector.out": 20,

@@ -115,6 +115,26 @@ def test_what_would_divide_by_nothing_is_refused(method, setting, said):
         sd.METHODS[method].edit([setting])
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("ibot", ["teacher=expectation"], "teacher=expectation remembers nothing"),
+        ("ibot", ["projector=none", "patch_projector=dino"], "of one width"),
+        ("mean-teacher", ["labelled_share=0.003", "batch_size=128"], "labelled_share=0.003 of batch_size=128"),
+    ],
+)
+def test_slots_that_contradict_each_other_are_refused(method, settings, said):
+    with pytest.raises(sd.Misuse, match=said):
+        sd.METHODS[method].edit(settings)
+
+
+def test_masked_patches_take_sinkhorn_targets(tiny_source, tmp_path):
+    sinkhorn = {"terms.views.loss.target": "sinkhorn", "terms.patches.loss.target": "sinkhorn"}
+    run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", **{**TINY_OF["ibot"], **sinkhorn, "epochs": 1})
+    assert run.summary["step"] == 3
+    assert not (run.path / "bad_steps").exists()
+
+
 def test_masked_views_take_one_way_pairs(tiny_source, tmp_path):
     one_way = {"terms.views.pairs": "one-way", "terms.patches.pairs": "one-way"}
     run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", **{**TINY_OF["ibot"], **one_way, "epochs": 1})

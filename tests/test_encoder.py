@@ -43,23 +43,49 @@ def test_a_vit_takes_another_size_than_it_was_made_for():
     assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
 
 
-def test_the_stem_keeps_the_resolution():
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:resnet10t"])
+def test_the_stem_keeps_the_resolution(name):
     shapes = []
     for stem in ("7x7", "3x3/2", "3x3"):
-        encoder = Encoder(name="resnet18", stem=stem).build(32)
+        encoder = Encoder(name=name, stem=stem).build(32)
         hook = encoder.net.layer1.register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape[-1]))
         encoder(torch.rand(2, 3, 32, 32))
         hook.remove()
     assert shapes == [8, 16, 32]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet-small"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet-small", "timm:resnet18"])
 @pytest.mark.parametrize("zero", [True, False])
 def test_zero_initialised_residuals(name, zero):
     encoder = Encoder(name=name, zero_init_residual=zero, stem="3x3").build(16)
     last = [m.weight for n, m in encoder.named_modules() if n.endswith(".bn2")]
     assert last
     assert all(bool((w == 0).all()) == zero for w in last)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnet18", {"features_only": True}, "gives a list"),
+        ("resnet-small", {"widths": []}, "widths"),
+        ("resnet-small", {"widths": [-3]}, "widths"),
+    ],
+)
+def test_an_option_that_leaves_no_features_is_refused(name, options, said):
+    with pytest.raises(Misuse, match=said):
+        Encoder(name=name, options=options).build(32)
+
+
+def test_an_option_that_yaml_reads_as_a_key_without_a_value_is_refused():
+    with pytest.raises(Misuse, match="a space after the colon"):
+        METHODS["dino"].edit(["encoder.options={depth:3}"])
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", ""])
+def test_features_beside_tokens_are_those_of_a_pass_without_masks(pool):
+    encoder = Encoder(name="timm:vit_tiny_patch16_224", options={"depth": 1, "global_pool": pool}).build(32).eval()
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(encoder.tokens(x)[0], encoder(x))
 
 
 @pytest.mark.parametrize("shape", [(2, 7), (2, 7, 3, 3), (2, 5, 7)])

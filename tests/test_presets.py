@@ -47,6 +47,13 @@ def test_the_preset_follows_from_the_images(images, channels, side, name):
     assert preset_for(images, channels, side) == name
 
 
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+def test_fewer_and_smaller_local_crops_are_cut_as_the_papers(method):
+    made, paper = with_preset(METHODS[method], "few-photos")[0].views.locals, METHODS[method].views.locals
+    assert made.augment == paper.augment
+    assert (made.count, made.size) == (4, 64)
+
+
 def test_an_unknown_preset():
     with pytest.raises(Misuse, match="grey-28"):
         with_preset(METHODS["byol"], "gray-28")

@@ -40,6 +40,7 @@ VARIANTS = {
     "simsiam with a memory": ("simsiam", ["teacher=expectation"]),
     "dino with Sinkhorn": ("dino", ["projector.frozen_epochs=0.5", "terms.views.loss.target=sinkhorn"]),
     "ibot": ("ibot", [*IBOT["loud"], "projector.bottleneck=5", "projector.frozen_epochs=0.5"]),
+    "ibot with Sinkhorn": ("ibot", [*IBOT["loud"], "projector.bottleneck=5", "terms.patches.loss.target=sinkhorn"]),
     "mean-teacher": ("mean-teacher", MEAN_TEACHER["loud"]),
     "byol with least squares": ("byol", ["predictor=least-squares"]),
     "byol with DirectPred": ("byol", ["predictor=directpred"]),

@@ -13,9 +13,11 @@ from selfdistill.ablate.edits import EDITS, without
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
+from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.loss import MSE, Cosine, CrossEntropy, Output, Term
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.parts.target import Centre, Sinkhorn, Softmax, sinkhorn
+from selfdistill.parts.teacher import Copy
 from selfdistill.recipe import Recipe, diff
 from tests.papers import swav
 from tests.papers.tiny import LOUD, SIX, STEPS_PER_EPOCH, build, draw, tiny, train, without_bn
@@ -82,6 +84,26 @@ def test_a_snapshot_is_the_student_of_the_last_multiple(every, period):
         students.append([p.detach().clone() for p in model.student.parameters()])
         agree(list(model.teacher.parameters()), students[step - step % period], atol=0)
         assert not torch.equal(students[step][0], students[step - 1][0]), "the student did not move"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {"drop_rate": 0.5}),
+        ("resnet18", {"drop_block_rate": 0.5}),
+        ("timm:vit_tiny_patch16_224", {"patch_drop_rate": 0.5, "depth": 2}),
+        ("timm:vit_tiny_patch16_224", {"drop_path_rate": 0.5, "proj_drop_rate": 0.5, "depth": 2}),
+        ("timm:vit_tiny_patch16_224", {"attn_drop_rate": 0.5, "pos_drop_rate": 0.5, "depth": 2}),
+    ],
+)
+def test_a_copy_drops_no_part_of_the_network(name, options):
+    """It runs in train mode, and a target is drawn from augmentation alone."""
+    student = Encoder(name=name, options=options, zero_init_residual=False).build(64)
+    x = torch.rand(4, 3, 64, 64)
+    teacher = Copy(student).net
+    assert teacher.training
+    assert not torch.equal(student(x), student(x))
+    agree(teacher(x), teacher(x), atol=0)
 
 
 def test_an_average_of_one_never_moves():
@@ -404,6 +426,13 @@ def test_sinkhorn_takes_each_view_on_its_own():
     t = random(2, 6, 4)
     target = Sinkhorn(temperature=Schedule(base=0.5), iterations=2).build(4)
     agree(target(t, START), torch.stack([swav.sinkhorn(view, 0.5, 2) for view in t]))
+
+
+def test_sinkhorn_takes_masked_patches_together_however_many_there_are():
+    t = random(7, 4)
+    target = Sinkhorn(temperature=Schedule(base=0.5), iterations=2).build(4)
+    agree(target(t, START), swav.sinkhorn(t, 0.5, 2))
+    assert target(t[:0], START).shape == (0, 4)
 
 
 def test_a_centre_that_never_moves_is_a_softmax():

@@ -95,7 +95,8 @@ GREY28_VIT: Changes = (
 )
 FEW_PHOTOS_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-    ("views.locals={count: 4, size: 64}", "half the cost"),
+    ("views.locals.count=4", "half the cost"),
+    ("views.locals.size=64", "half the cost"),
     ("projector.out=4096", "K: few images"),
     TAU,
 )

@@ -135,10 +135,18 @@ class Recipe(Spec):
         for name, term in self.terms.items():
             if term.on == "patch" and self.views.masks is None:
                 raise ValueError(f"terms.{name} compares masked patches, and views.masks=none: give views.masks, or take the term out")
-        if self.patch_projector and self.projector and self.patch_projector.out != self.projector.out:
-            raise ValueError(f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}")
+            if term.on == "patch" and self.teacher.kind == "expectation":
+                raise ValueError(f"terms.{name} compares masked patches, of which teacher=expectation remembers nothing: take the term out")
+        if self.patch_projector and self.patch_projector.out != (self.projector.out if self.projector else None):
+            raise ValueError(
+                f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}"
+                if self.projector
+                else f"patch_projector={self.patch_projector.kind} with projector=none: what images and patches become is of one width"
+            )
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: goes with one of the terms that learn from labels (mean-teacher's), and only with it")
+        if self.labels is not None and not round(self.labelled_share * self.batch_size):
+            raise ValueError(f"labelled_share={self.labelled_share} of batch_size={self.batch_size} is no image: raise one of them")
         if self.predictor and self.predictor.kind == "least-squares":
             if self.projector is None:
                 raise ValueError("predictor=least-squares needs a projector, narrower than a batch has projections")

@@ -73,7 +73,7 @@ def test_a_profiled_run_says_where_its_time_went(tmp_path, method):
 
 
 def test_a_profiled_run_is_the_run_that_it_would_have_been(tiny_source, tmp_path):
-    """To the last bit, with drop path. Six steps: it ends while it is traced. And a resume with nothing left has nothing to say."""
+    """To the last bit, with dropout. Six steps: it ends while it is traced. And a resume with nothing left has nothing to say."""
     plain, profiled = (
         sd.pretrain("dino", data=tiny_source, out=tmp_path / str(profile), profile=profile, **TINY_OF["dino"]) for profile in (False, True)
     )

@@ -204,6 +204,7 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
         collate_fn=_as_it_is,
         worker_init_fn=_worker,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # to draw from the global one would be felt by the network's dropout
     )
     try:
         with workers_alive():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import Misuse
-from selfdistill.parts.encoder import RESNETS, Backbone
+from selfdistill.parts.encoder import Backbone
 from selfdistill.recipe import Recipe
 
 
@@ -242,12 +242,13 @@ def timm_call(kept: Kept) -> tuple[str, dict[str, Any]]:
     """The name and keywords of timm.create_model that build the network. Raises `Misuse` where timm does not have it."""
     encoder = kept.recipe.encoder
     call: Any = getattr(kept.backbone.net, "made_as", None)
-    made = (
-        "encoder=resnet-small is selfdistill's own" if encoder.name == "resnet-small" else f"encoder={encoder.name} is a module of your own"
-    )
-    if encoder.name in RESNETS:
-        made = f"encoder.stem={encoder.stem}: the ResNets of timm and torchvision have a 7x7 stem"
-    if call is None or (encoder.name in RESNETS and encoder.stem != "7x7"):
+    if call is None:
+        if encoder.name == "resnet-small":
+            made = "encoder=resnet-small is selfdistill's own"
+        elif encoder.name.startswith("python:"):
+            made = f"encoder={encoder.name} is a module of your own"
+        else:
+            made = f"encoder.stem={encoder.stem}: the ResNets of timm and torchvision have a 7x7 stem"
         raise Misuse(f"{made}, which this format cannot hold: use --format onnx or --format safetensors")
     return call
 

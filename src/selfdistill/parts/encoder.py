@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import timm
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from timm.layers.mlp import Mlp, SwiGLU
+from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
 from torch import Tensor, nn
@@ -27,14 +28,22 @@ class Encoder(Spec):
     channels: int = Field(3, ge=1)
     """channels of the input images"""
     stem: Stem = "7x7"
-    """ResNets: ImageNet's 7x7 stride 2 with max-pooling; 3x3 as for CIFAR; 3x3 with stride 2 for CPUs"""
+    """ResNets, timm's too: as ImageNet has it, 7x7 stride 2 with max-pooling; 3x3 as for CIFAR; 3x3 with stride 2 for CPUs"""
     zero_init_residual: bool = True
-    """ResNets: the last BatchNorm of each block starts at 0 (Goyal et al. 2017; SimSiam App. A)"""
+    """ResNets, timm's too: the last BatchNorm of each block starts at 0 (Goyal et al. 2017; SimSiam App. A)"""
     checkpointing: bool = False
     """timm's models: activations are computed again in the backward pass, a third more work for a fraction of the memory"""
     options: dict[str, Any] = {}
     """further keywords of the timm model, e.g. patch_size or drop_path_rate; widths for resnet-small. Naming another encoder empties them,
     DINO's and iBOT's drop_path_rate of 0.1 as well"""
+
+    @field_validator("options")
+    @classmethod
+    def _keywords(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key in options:
+            if not key.isidentifier():  # YAML reads {depth:3} as a key "depth:3" without a value, which timm would leave out
+                raise ValueError(f"{key} is not a keyword: write {{depth: 3}}, with a space after the colon")
+        return options
 
     def build(self, size: int) -> "Backbone":
         """The module, randomly initialised. Raises `Misuse` for a name or an option that is unknown, or a size that does not fit."""
@@ -57,12 +66,7 @@ class Backbone(nn.Module):
         self.token_wise = _token_wise(net)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.net(x)
-        if h.ndim == 4:
-            h = h.mean((2, 3))
-        elif h.ndim == 3:
-            h = h.mean(1)
-        return h  # [B, F]
+        return _pooled(self.net(x))  # [B, F]
 
     def width(self, channels: int, size: int) -> int:
         """F for images [B, channels, size, size]. Raises whatever the network raises where it does not take them."""
@@ -118,7 +122,7 @@ class Backbone(nn.Module):
         finally:
             if hook:
                 hook.remove()
-        return net.forward_head(h, pre_logits=True), h[:, net.num_prefix_tokens :]
+        return _pooled(net.forward_head(h, pre_logits=True)), h[:, net.num_prefix_tokens :]
 
     @contextmanager
     def _reading(self, patches: Tensor | None) -> Iterator[None]:
@@ -164,6 +168,14 @@ class Backbone(nn.Module):
             h = h[:, net.num_prefix_tokens :].mT  # [B, F, n]
             return h.unflatten(2, (math.isqrt(h.shape[2]), -1))
         return h.permute(0, 3, 1, 2) if str(getattr(net, "output_fmt", "NCHW")) == "NHWC" else h
+
+
+def _pooled(h: Tensor) -> Tensor:
+    """Feature maps [B, F, h, w] or tokens [B, n, F] to [B, F]. Raises `Misuse` for anything else."""
+    if not isinstance(h, Tensor) or not 2 <= h.ndim <= 4:
+        found = list(h.shape) if isinstance(h, Tensor) else f"a {type(h).__name__}"
+        raise Misuse(f"encoder: it should give features [B, F], maps [B, F, h, w] or tokens [B, n, F], and gives {found}")
+    return h.mean((2, 3)) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h
 
 
 class SmallResNet(nn.Module):
@@ -217,15 +229,16 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
 def _network(spec: Encoder, size: int) -> nn.Module:
-    if spec.name.startswith("timm:"):
-        return _timm(spec.name.removeprefix("timm:"), spec, size, spec.options)
-    if spec.name in RESNETS:
-        return _restem(_timm(spec.name, spec, size, {"zero_init_last": spec.zero_init_residual, **spec.options}), spec)
+    name = spec.name.removeprefix("timm:")
+    if spec.name in RESNETS or (spec.name != name and is_model_in_modules(name, {"resnet"})):
+        return _restem(_timm(name, spec, size, {"zero_init_last": spec.zero_init_residual, **spec.options}), spec)
+    if spec.name != name:
+        return _timm(name, spec, size, spec.options)
     if spec.name == "resnet-small":
         try:
             return _restem(SmallResNet(spec.channels, zero_init_residual=spec.zero_init_residual, **spec.options), spec)
-        except TypeError as e:
-            raise Misuse(f"encoder.options={spec.options} does not fit resnet-small, which takes widths, a list: {e}") from e
+        except (TypeError, IndexError, ValueError, RuntimeError) as e:
+            raise Misuse(f"encoder.options={spec.options} does not fit resnet-small, which takes widths, a list of numbers: {e}") from e
     if spec.name.startswith("python:"):
         raise Misuse(f"encoder={spec.name}: this run was made with a module of your own: pass it from Python, encoder=module")
     hint = did_you_mean(spec.name, [*RESNETS, "resnet-small", *(f"timm:{m}" for m in timm.list_models())])
@@ -235,9 +248,10 @@ def _network(spec: Encoder, size: int) -> nn.Module:
 def _restem(net: Any, spec: Encoder) -> nn.Module:
     """The stem in place: a small image must not lose 4 x in resolution before the first block."""
     if spec.stem != "7x7":
-        net.conv1 = nn.Conv2d(spec.channels, net.conv1.out_channels, 3, 2 if spec.stem == "3x3/2" else 1, 1, bias=False)
+        net.conv1 = nn.Conv2d(spec.channels, net.bn1.num_features, 3, 2 if spec.stem == "3x3/2" else 1, 1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
+        net.made_as = None  # timm makes no such network
     return net
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from selfdistill.own import Slot
-from selfdistill.parts.collective import gather, own
+from selfdistill.parts.collective import gather
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.spec import Spec
@@ -101,16 +101,16 @@ class SinkhornTarget(SoftmaxTarget):
         self.iterations = spec.iterations
 
     def forward(self, t: Tensor, progress: Progress) -> Tensor:
-        """Logits [G, B, K], each view on its own."""
-        return torch.stack([sinkhorn(view / self.temperature.at(progress), self.iterations) for view in t])
+        """Logits [G, B, K], each view on its own; of masked patches [M, K], all together (DINOv2)."""
+        logits = t / self.temperature.at(progress)
+        return sinkhorn(logits, self.iterations) if t.ndim == 2 else torch.stack([sinkhorn(view, self.iterations) for view in logits])
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    """Codes [n, K] of this rank's logits [n, K] (already divided by epsilon): rows sum to 1, and over the samples of all ranks
-    each prototype gets the same share (SwAV's `distributed_sinkhorn`). In logarithms: exp(1 / 0.05) alone is 5e8."""
-    n = len(logits)
-    q = gather(logits)  # [N, K]
+    """Codes [n, K] of this rank's logits [n, K] (already divided by epsilon): rows sum to 1, and over the samples of all ranks, which
+    may differ in n, each prototype gets the same share (SwAV's `distributed_sinkhorn`). In logarithms: exp(1 / 0.05) alone is 5e8."""
+    q = logits
     for _ in range(iterations):
-        q = q - q.logsumexp(0, keepdim=True)  # each prototype the same share
+        q = q - gather(q.logsumexp(0, keepdim=True)).logsumexp(0)  # each prototype the same share
         q = q - q.logsumexp(1, keepdim=True)  # each sample one
-    return own(q, n).exp()
+    return q.exp()

@@ -14,14 +14,26 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field
-from timm.layers.drop import DropPath
+from timm.layers.drop import DropBlock2d, DropPath
+from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from selfdistill.parts.collective import gather
 from selfdistill.parts.loss import Output
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.spec import Spec
+
+DROPS: dict[type[nn.Module], str] = {
+    DropPath: "drop_prob",
+    DropBlock2d: "drop_prob",
+    PatchDropout: "prob",
+    _DropoutNd: "p",
+    nn.MultiheadAttention: "dropout",
+    nn.Module: "drop_rate",  # of timm's networks, in their heads
+}
+"""what drops parts of a network, and the field that says how much"""
 
 
 class Shared(Spec):
@@ -85,10 +97,9 @@ class Copy(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(student).requires_grad_(False)
         for module in self.net.modules():  # a target is drawn from augmentation, not from dropping parts of the network
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
-            elif isinstance(module, nn.Dropout):
-                module.p = 0.0
+            for of, rate in DROPS.items():
+                if isinstance(module, of) and hasattr(module, rate):
+                    setattr(module, rate, 0.0)
 
     @torch.no_grad()
     def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:

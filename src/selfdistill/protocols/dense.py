@@ -34,7 +34,7 @@ class Dense(Protocol):
     images on a black canvas of twice their size, training images for the bank"""
     size: Annotated[int, Field(ge=4)] | None = None
     """pixels of a folder's images, by their central square; none: the views' size"""
-    bank: Count = 1000
+    bank: Annotated[int, Field(ge=2)] = 1000
     """images at most that are learnt from"""
     test: Count = 500
     k: Count = 20

@@ -13,7 +13,7 @@ from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
 from selfdistill.parts.optim import AdamW
 from selfdistill.protocols.frozen import Count, Found, Protocol, Rates
-from selfdistill.train.run import untrained
+from selfdistill.train.run import device_of, untrained
 from selfdistill.train.subject import Subject
 from selfdistill.views.draw import balanced
 
@@ -52,8 +52,8 @@ class Supervised(Finetune):
     rates: Rates = (0.03, 0.1, 0.3)
 
     def measure(self, subject: Subject) -> Found:
-        _network(subject)
-        return super().measure(replace(subject, backbone=untrained(subject.recipe)))
+        at = device_of(_network(subject))
+        return super().measure(replace(subject, backbone=untrained(subject.recipe).to(at)))
 
 
 class Semi(Tuning):

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -174,10 +175,23 @@ def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool =
     def report(i: int, reason: str) -> None:
         bad.append(f"{printable(images.path(i)) if isinstance(images, Encoded) else i}: {reason}")
 
-    found = features(network, plain_batches(images, recipe.views, device_of(network), recipe.workers, report=report), bf16)
+    with _lent(network) as device:
+        found = features(network, plain_batches(images, recipe.views, device, recipe.workers, report=report), bf16)
     if bad:
         warnings.warn(f"{len(bad)} of {len(images)} images cannot be read and count as grey squares, the first: {bad[0]}", stacklevel=2)
     return found
+
+
+@contextmanager
+def _lent(network: nn.Module) -> Iterator[torch.device]:
+    """A network on the CPU goes to the GPU, where there is one, and comes back."""
+    home = device_of(network)
+    device = torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
+    network.to(device)
+    try:
+        yield device
+    finally:
+        network.to(home)
 
 
 def device_of(network: nn.Module) -> torch.device:
