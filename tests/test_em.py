@@ -34,6 +34,12 @@ def test_kmeans_is_scikit_learns(rounds, seed):
     assert last.e_step == pytest.approx(reference.inertia_ / len(x), rel=1e-9)
 
 
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_batches_of_two_leave_no_image_alone(images):
+    """Which BatchNorm refuses."""
+    assert len(list(api.alternate("data=digits", "batch_size=2", **{**SHORT, "images": images}, clusters=2))) == 3
+
+
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(2, 40), dim=st.integers(1, 4), share=st.floats(0, 1), seed=st.integers(0, 2**20))
 def test_kmeans_never_rises(n, dim, share, seed):

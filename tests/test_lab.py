@@ -434,6 +434,14 @@ def test_killed_and_resumed(tmp_path, devices):
     assert ("MEMBER: 2/2" in folder.with_suffix(".log").read_text()) == (devices == "2")  # Fabric's word
 
 
+def test_cells_of_methods_with_dots_in_their_names_share_nothing(tmp_path):
+    one, other = (cells.cell(METHODS["simsiam"].edit(["method=simsiam-v1.1", f"seed={seed}"]), tmp_path) for seed in (0, 1))
+    assert one.beside("log") != other.beside("log")
+    with one.lock.acquire():
+        assert one.taken
+        assert not other.taken
+
+
 def test_a_cell_that_another_process_trains_is_known(tmp_path):
     c = cells.cell(METHODS["simsiam"], tmp_path)
     assert not c.taken

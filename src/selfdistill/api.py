@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from selfdistill.ablate import em
 from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
-from selfdistill.data.embeddings import FORMATS, read_embeddings
+from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
 from selfdistill.data.images import Pixels, Source, spread
 from selfdistill.data.loader import in_memory
-from selfdistill.data.sources import check_data
+from selfdistill.data.sources import check_data, word_of
 from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
@@ -115,8 +115,9 @@ def pretrain(
     if isinstance(data, Tensor):
         data = Source("tensor", Pixels(data))
     source = data if isinstance(data, Source) else None
-    if data is not None and source is None:
+    if data is not None and not isinstance(data, Source):
         check_data(data)
+        data = word_of(data)
     module = encoder if isinstance(encoder, nn.Module) else None
     asked = [] if data is None else [f"data={source.name if source else data}"]
     if encoder is not None:
@@ -150,7 +151,7 @@ def measure(what: str | Path | Run, *words: str, to: str | Path | None = None, *
     asked = [*(word for word in words if "=" in word), *(f"{key}={_word(value)}" for key, value in settings.items())]
     protocols = protocols_of(names, filter(is_protocol_setting, asked))
     subject = subject_of(what, [setting for setting in asked if not is_protocol_setting(setting)])
-    return evaluate(subject.on(str(to)) if to else subject, protocols)
+    return evaluate(subject.on(word_of(to)) if to else subject, protocols)
 
 
 def diagnosis_of(
@@ -162,9 +163,15 @@ def diagnosis_of(
     of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of random
     ones. augmentations: of each image, for a run's predictor.
     """
+    if settings and (isinstance(what, Tensor) or is_run(what)):
+        raise Misuse(f"{settings[0]}: goes with {OTHERS}; {'a tensor' if isinstance(what, Tensor) else what} is as it is")
     if isinstance(what, Tensor):
-        return diagnosis.of_embeddings(what, labels if isinstance(labels, Tensor) else None)
-    name, path, asked = str(what), Path(what), list(settings)
+        return diagnosis.of_embeddings(what, None if labels is None else read_labels(labels, len(what)))
+    if Path(what).suffix in FORMATS:
+        return diagnosis.of_embeddings(*read_embeddings(Path(what), labels))
+    if labels is not None:
+        raise Misuse(f"labels: go with embeddings, {' or '.join(FORMATS)}; {what} has its images' own")
+    name, asked = str(what), list(settings)
     if name.startswith(TIMM) and not pretrained:
         name, asked = RANDOM, [f"encoder={name}", *asked]
     elif pretrained and not name.startswith(TIMM):
@@ -172,11 +179,7 @@ def diagnosis_of(
     if not is_run(name):
         of = subject_of(name, asked)
         return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)
-    if settings:
-        raise Misuse(f"{settings[0]}: goes with {OTHERS}; {name} is as it is")
-    if path.suffix in FORMATS or labels is not None:
-        return diagnosis.of_embeddings(*read_embeddings(path, labels if isinstance(labels, Path) else None))
-    return diagnosis.of_run(load(path), augmentations)
+    return diagnosis.of_run(load(name), augmentations)
 
 
 def embed_to(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selfdistill.errors import Failure, Misuse
@@ -58,7 +58,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
             yield part
     except BaseException:
         for folder in made:
-            remove(folder)
+            with suppress(OSError):  # not empty: another command's, which went well
+                folder.rmdir()
         raise
 
 

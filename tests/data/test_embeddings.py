@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from selfdistill.data.embeddings import read_embeddings
+from selfdistill.data.embeddings import read_embeddings, read_labels
 from selfdistill.errors import Misuse
 
 Z = np.random.default_rng(0).normal(size=(6, 3))
@@ -47,6 +47,33 @@ def test_parquet_with_a_column_a_dimension(tmp_path):
     assert labels is None
 
 
+def test_labels_are_read_from_a_tensor_or_a_file(tmp_path):
+    np.save(tmp_path / "z.npy", Z)
+    np.save(tmp_path / "y.npy", np.array(CODES))
+    for labels in (torch.tensor(CODES), tmp_path / "y.npy", str(tmp_path / "y.npy")):
+        assert read_embeddings(tmp_path / "z.npy", labels)[1].tolist() == CODES
+    assert read_labels(torch.tensor([-1, 5, 5, 3, 5, 5]), 6).tolist() == [-1, 1, 1, 0, 1, 1]
+    with pytest.raises(Misuse, match=r"labels \[2\] for 6"):
+        read_labels(torch.tensor([1, 2]), 6)
+
+
+def test_rows_that_are_nan_alone_are_left_out_with_their_labels(tmp_path):
+    z = Z.copy()
+    z[1], z[2, 0] = np.nan, np.nan
+    pq.write_table(pa.table({"features": z.tolist(), "label": CODES}), tmp_path / "z.parquet")
+    with pytest.warns(UserWarning, match=r"z\.parquet: 1 of 6 rows are NaN"):
+        found, labels = read_embeddings(tmp_path / "z.parquet")
+    assert np.allclose(found, np.delete(z, 1, 0), equal_nan=True)  # a hole in a row is a run's that diverged
+    assert labels.tolist() == [1, 1, 0, 2, 1]
+    np.save(tmp_path / "all.npy", np.full((3, 2), np.nan))
+    assert len(read_embeddings(tmp_path / "all.npy")[0]) == 3
+
+
+def test_a_column_of_numbers_may_have_the_name_of_the_lists(tmp_path):
+    pq.write_table(pa.table({"features": Z[:, 0], "b": Z[:, 1]}), tmp_path / "z.parquet")
+    assert np.allclose(read_embeddings(tmp_path / "z.parquet")[0], Z[:, :2])
+
+
 def bad(tmp_path):
     np.save(tmp_path / "flat.npy", Z[0])
     np.save(tmp_path / "one.npy", Z[:1])
@@ -61,6 +88,7 @@ def bad(tmp_path):
     pq.write_table(pa.table({"name": NAMES}), tmp_path / "names.parquet")
     pq.write_table(pa.table({"features": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"features": [[1.0, 2.0], None]}), tmp_path / "hole.parquet")
+    pq.write_table(pa.table({"features": Z[:2].tolist(), "label": [[1], [1, 2]]}), tmp_path / "many-labels.parquet")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +107,7 @@ def bad(tmp_path):
         ("names.parquet", "no embeddings in columns name"),
         ("ragged.parquet", "different lengths"),
         ("hole.parquet", "different lengths"),
+        ("many-labels.parquet", "one label for each image"),
         ("z.csv", ".parquet"),
     ],
 )

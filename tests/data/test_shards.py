@@ -109,6 +109,37 @@ def test_shards_to_hold_out_are_one_split_with_the_labels_of_training(tmp_path):
     assert any("named val are not used" in note for note in source.notes)
 
 
+def test_an_image_without_a_label_takes_none_of_the_others(tmp_path):
+    """Neither when its shard is written by `pack`."""
+    labels = {f"{i}.cls": str(i % 2).encode() for i in range(19)}
+    source = open_source(str(write(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(20)} | labels)))
+    assert source.train.classes == ("0", "1")
+    assert (source.train.labels == -1).sum() == 1
+    assert sorted(source.test.labels.tolist()) == [0, 1]
+    assert "1 of them have no label" in source.notes
+    pack(str(tmp_path / "a.tar"), tmp_path / "packed", 64)
+    again = open_source(str(tmp_path / "packed"))
+    assert (again.train.labels == -1).sum() == 1
+
+
+def test_a_mask_beside_an_image_is_not_the_image(tmp_path):
+    for first, second in (("png", "mask.png"), ("depth.png", "jpg")):
+        members = {f"{i}.{end}": jpeg(200 if "." not in end else 1) for i in range(3) for end in (first, second)}
+        source = open_source(str(write(tmp_path / "a.tar", members)))
+        assert [red(source.train, i) for i in range(3)] == pytest.approx([200] * 3, abs=2)
+        assert any(note.startswith("3 images are not used") for note in source.notes)
+
+
+def test_shards_in_folders_named_for_their_split(tmp_path):
+    for split, n in (("train", 4), ("val", 2)):
+        (tmp_path / "validated" / split).mkdir(parents=True)
+        write(tmp_path / "validated" / split / "0000.tar", {f"{c}/{i}.jpg": jpeg(i) for c in "ab" for i in range(n)})
+    source = open_source(f"{tmp_path}/validated/*/*.tar")
+    assert (len(source.train), len(source.test)) == (8, 4)
+    alone = open_source(f"{tmp_path}/validated/val/*.tar")  # what a user names is trained on
+    assert len(alone.train) + len(alone.test) == 4
+
+
 def test_one_folder_is_no_class_and_images_of_one_key_are_counted(tmp_path):
     source = open_source(str(write(tmp_path / "a.tar", {f"photos/IMG.{i}.jpg": jpeg(i) for i in range(5)} | {"photos/b.jpg": jpeg(1)})))
     assert (len(source.train), source.train.classes, source.test) == (2, (), None)

@@ -167,7 +167,7 @@ def test_the_command_on_a_timm_backbone(run):
     [
         (["nowhere"], "recipe.yaml"),
         (["nowhere.npy"], "nowhere.npy"),
-        (["z.txt", "--labels", "y.npy"], ".npy and .parquet"),
+        (["z.txt", "--labels", "y.npy"], ".npy or .parquet"),
         (["timm:resnet81", "data=digits"], "resnet18"),
         (["timm:resnet18", "data=digit"], "digits"),
         (["nowhere.npy", "data=digits"], "timm:NAME"),
@@ -187,3 +187,21 @@ def test_stop_on_the_command_line_is_exit_code_1(always_collapsed, run):
     assert code == 1
     assert "on_collapse=stop" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_labels_go_with_embeddings_alone(tiny_run):
+    for what, settings in ((tiny_run.path, ()), ("random-init", ("data=digits",))):
+        with pytest.raises(sd.Misuse, match="labels: go with embeddings"):
+            sd.diagnosis_of(what, *settings, labels=torch.zeros(3))
+    with pytest.raises(sd.Misuse, match="data=digits: goes with"):
+        sd.diagnosis_of(torch.rand(50, 4), "data=digits")
+
+
+def test_labels_of_embeddings_are_used_wherever_either_is_from(tmp_path):
+    z, labels = torch.randn(200, 8), torch.arange(200) % 2
+    z += 10 * labels[:, None] - 5
+    np.save(tmp_path / "z.npy", z.numpy())
+    np.save(tmp_path / "y.npy", labels.numpy())
+    for of in (z, tmp_path / "z.npy"):
+        for named in (labels, tmp_path / "y.npy"):
+            assert sd.diagnosis_of(of, labels=named).of["features"]["knn_top1"] == 1.0

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 import selfdistill as sd
@@ -218,3 +221,25 @@ def test_a_recipe_file_and_a_run_to_go_on_with_exclude_each_other(command, tiny_
     assert code == 2
     assert "--config" in err
     assert "--resume" in err
+
+
+def test_a_path_that_is_called_like_a_data_set_is_a_path(tmp_path, monkeypatch):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    settings = {**TINY, "epochs": 1, "batch_size": 4, "encoder": "resnet-small", "views.size": 8, "workers": 0}
+    run = sd.pretrain("simsiam", data=Path("digits"), out=tmp_path / "run", **settings)
+    assert len(run.source.train) == 8
+    assert len(sd.load(run.path).source.train) == 8  # its recipe says so too
+    assert run.embed(Path("digits")).shape == (8, 16)
+
+
+def test_mean_teachers_baseline_is_of_the_same_labels_and_settings(tmp_path, command):
+    settings = {**TINY_OF["mean-teacher"], "data": "digits", "epochs": 1, "labels": 20, "lr": 0.01}
+    _, out, _ = command("pretrain", "mean-teacher", *(f"{k}={v}" for k, v in settings.items()), "--out", "mt")
+    words = shlex.split(next(line for line in out.splitlines() if line.startswith("from the same labels alone: ")).partition(": ")[2])
+    assert command(*words[1:], "--out", "alone")[0] == 0
+    given, alone = (sd.load(tmp_path / name).recipe for name in ("mt", "alone"))
+    assert [path for path, _, _ in sd.diff(given, alone) if not path.startswith("terms.consistency")] == ["labelled_share"]

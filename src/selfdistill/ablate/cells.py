@@ -62,7 +62,11 @@ class Cell:
 
     @property
     def lock(self) -> FileLock:
-        return FileLock(self.folder.with_suffix(".lock"))
+        return FileLock(self.beside("lock"))
+
+    def beside(self, ending: str) -> Path:
+        """A file of the folder's name and an ending; a method's name may have dots."""
+        return self.folder.with_name(f"{self.folder.name}.{ending}")
 
     @property
     def taken(self) -> bool:
@@ -145,7 +149,7 @@ def _train(files: list[Path], tree: dict[str, Any], folder: Path, measures: froz
     for file in files:
         own.use(file)
     c = Cell(Recipe.model_validate(tree), folder, measures)
-    with c.lock, c.folder.with_suffix(".log").open("a", buffering=1) as log:
+    with c.lock, c.beside("log").open("a", buffering=1) as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
         try:
@@ -181,7 +185,7 @@ def _trained(c: Cell, console: Console) -> Run:
 
 def _on_several_devices(c: Cell, begun: bool) -> Run:
     """By the command that does it: Fabric starts a run's further processes by repeating the command line, and this one is the lab's."""
-    asked = c.folder.with_suffix(".yaml")
+    asked = c.beside("yaml")
     write_whole(asked, c.recipe.to_yaml())
     how = ["--resume"] if begun else ["--config", str(asked)]
     words = ["-m", "selfdistill", "pretrain", *own.flags(), *how, "--out", str(c.folder), "--no-report"]
@@ -210,7 +214,7 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
 
 def _why(c: Cell, code: int) -> str:
     """What a process that failed said last, or the signal that killed it: a line that it had logged before says nothing of that."""
-    log = c.folder.with_suffix(".log")
+    log = c.beside("log")
     lines = log.read_text().strip().splitlines() if log.exists() else []
     return f"{f'killed by signal {-code}' if code < 0 else lines[-1] if lines else f'exit code {code}'} ({log})"
 

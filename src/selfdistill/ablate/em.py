@@ -78,7 +78,7 @@ def alternation(recipe: Recipe, pixels: Tensor, rounds: int, steps: int, augment
 
     @torch.no_grad()
     def same_draws() -> Tensor:
-        chunks = torch.arange(len(pixels)).tensor_split(-(-len(pixels) // batch))
+        chunks = torch.arange(len(pixels)).tensor_split(min(-(-len(pixels) // batch), len(pixels) // 2))  # of two or more: BatchNorm
         return torch.stack([torch.cat([projections(ids, a) for ids in chunks]) for a in range(augmentations)])  # [A, N, D]
 
     z = same_draws()

@@ -125,15 +125,15 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     """TABLE.md, .csv, .json and .png in `folder`, and TABLE-curves.png where the table asks for them. Returns the record."""
     found = record(job)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{found['table']}-{found['scale']}"
-    write_whole(stem.with_suffix(".md"), markdown(found))
-    write_whole(stem.with_suffix(".csv"), as_csv(found))
-    write_whole(stem.with_suffix(".json"), json.dumps(found, indent=2) + "\n")
-    write_whole(stem.with_suffix(".png"), picture(found))
+    stem = f"{found['table']}-{found['scale']}"
+    write_whole(folder / f"{stem}.md", markdown(found))
+    write_whole(folder / f"{stem}.csv", as_csv(found))
+    write_whole(folder / f"{stem}.json", json.dumps(found, indent=2) + "\n")
+    write_whole(folder / f"{stem}.png", picture(found))
     if job.table.curves:
         runs = {name: [c for (of, _), c in job.cells.items() if of == name and c.summary] for name in job.rows}
         lines = {name: [(c.folder / "metrics.jsonl").read_text() for c in of] for name, of in runs.items() if of}
-        write_whole(stem.with_name(f"{stem.name}-curves.png"), curves(found, lines, job.table.curves))
+        write_whole(folder / f"{stem}-curves.png", curves(found, lines, job.table.curves))
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfdistill import own
 from selfdistill.cli.app import Settings, app, console, said
 from selfdistill.errors import Misuse
 
@@ -85,10 +87,11 @@ def _summary(run: Run) -> None:
         spread = "not finite" if s["output_std"] is None else f"{s['output_std']:.2f}"
         console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {spread}", soft_wrap=True)
     if s.get("error_teacher") is not None:
-        r = run.recipe
         console.print(
-            f"test error with {r.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}", soft_wrap=True
+            f"test error with {run.recipe.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}",
+            soft_wrap=True,
         )
-        baseline = f"selfdistill pretrain {r.method} data={r.data} seed={r.seed} labelled_share=1 --without consistency"
+        alone = ["labelled_share=1", "--without", "consistency"]
+        baseline = shlex.join(["selfdistill", "pretrain", str(run.path), *own.flags(), *alone])
         console.print(f"from the same labels alone: {baseline}", soft_wrap=True)
     console.print(f"run folder: {run.path}", soft_wrap=True)

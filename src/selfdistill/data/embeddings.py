@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ COLUMNS = ("features", "embedding", "embeddings")
 LABEL = "label"
 
 
-def read_embeddings(path: Path, labels: Path | None = None) -> tuple[Tensor, Tensor | None]:
-    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; parquet's column `label`, or `labels`, a .npy of [N]. A
-    null is no label, -1; where all are, None.
+def read_embeddings(path: Path, labels: str | Path | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; parquet's column `label`, or `labels` (`read_labels`). Rows
+    of NaN alone, of images that could not be read (`embed`), are left out with a warning, unless all are.
 
     Raises `Misuse` for what cannot be read, is no [N, D] with N, D >= 2, or has another number of labels.
     """
@@ -29,22 +30,36 @@ def read_embeddings(path: Path, labels: Path | None = None) -> tuple[Tensor, Ten
         found, names = _parquet(path)
     else:
         raise Misuse(f"{path}: embeddings are read from {' and '.join(FORMATS)}, not from {path.suffix or 'a file without suffix'}")
-    names = _npy(labels) if labels else names
     if found.ndim != 2 or min(found.shape) < 2 or found.dtype.kind not in "fiu":
         raise Misuse(
             f"{path}: {found.dtype} {list(found.shape)} are no embeddings: numbers [N, D] are, N images of D dimensions, two each at least"
         )
     z = torch.from_numpy(found.astype(np.float32))
-    if names is None:
-        return z, None
-    if names.shape != (len(found),):
-        raise Misuse(f"{labels or path}: labels {list(names.shape)} for {len(found)} embeddings: [{len(found)}] are needed, one for each")
-    known = np.array([name is not None for name in names.tolist()])
+    known = read_labels(labels, len(z)) if labels is not None else None if names is None else _codes(names, len(z), str(path))
+    unread = z.isnan().all(1)
+    if unread.any() and not unread.all():
+        warnings.warn(f"{path}: {int(unread.sum())} of {len(z)} rows are NaN, of images that could not be read: left out", stacklevel=2)
+        z, known = z[~unread], None if known is None else known[~unread]
+    return z, known
+
+
+def read_labels(of: str | Path | Tensor, count: int) -> Tensor | None:
+    """int64 [N] in 0..C-1 of labels [N], numbers or words, or a .npy of them. A null or a negative number is no label, -1; where all are,
+    None. Raises `Misuse` for another number than `count`."""
+    if isinstance(of, Tensor):
+        return _codes(of.detach().cpu().numpy(), count, "labels")
+    return _codes(_npy(Path(of)), count, str(of))
+
+
+def _codes(names: np.ndarray[Any, Any], count: int, by: str) -> Tensor | None:
+    if names.shape != (count,):
+        raise Misuse(f"{by}: labels {list(names.shape)} for {count} embeddings: [{count}] are needed, one for each")
+    known = np.array([name is not None and not (isinstance(name, int | float) and name < 0) for name in names.tolist()])
     if not known.any():
-        return z, None
-    found_labels = np.full(len(names), -1, np.int64)
-    found_labels[known] = np.unique(np.array(names[known].tolist()), return_inverse=True)[1]
-    return z, torch.from_numpy(found_labels)
+        return None
+    found = np.full(count, -1, np.int64)
+    found[known] = np.unique(np.array(names[known].tolist()), return_inverse=True)[1]
+    return torch.from_numpy(found)
 
 
 def _npy(path: Path) -> np.ndarray[Any, Any]:
@@ -67,14 +82,20 @@ def _parquet(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | N
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as e:
         raise Misuse(f"{path}: cannot be read as parquet: {' '.join(str(e).split())[:200]}") from e
-    column = next((name for name in COLUMNS if name in table.column_names), None)
+
+    def holds(name: str, *kinds: str) -> bool:
+        return name in table.column_names and any(getattr(pa.types, f"is_{kind}")(table.schema.field(name).type) for kind in kinds)
+
+    column = next((name for name in COLUMNS if holds(name, "list", "large_list", "fixed_size_list")), None)
+    if holds(LABEL, "nested"):
+        raise Misuse(f"{path}: column {LABEL} is of {table.schema.field(LABEL).type}: one label for each image is needed")
     if column:
         rows = table[column].to_pylist()
         if any(row is None or len(row) != len(rows[0]) for row in rows):
             raise Misuse(f"{path}: the lists in column {column} have different lengths: one of D numbers for each image is needed")
         found = np.array(rows)
     else:
-        numbers = [f.name for f in table.schema if f.name != LABEL and (pa.types.is_floating(f.type) or pa.types.is_integer(f.type))]
+        numbers = [name for name in table.column_names if name != LABEL and holds(name, "floating", "integer")]
         if not numbers:
             raise Misuse(
                 f"{path}: no embeddings in columns {', '.join(table.column_names)}: a list column {COLUMNS[0]}, or columns of numbers"

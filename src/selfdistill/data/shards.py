@@ -63,6 +63,11 @@ class _Part:
     hidden: int = 0
     """images whose key another one of their archive has too"""
 
+    @property
+    def named(self) -> set[str]:
+        """The labels that there are."""
+        return {label for label in self.labels if label is not None}
+
 
 def is_shards(data: str) -> bool:
     """Whether `data` names tar files: one, a pattern of them (`*`, `{000..127}`), or a folder of them without folders or images."""
@@ -82,9 +87,10 @@ def open_shards(data: str) -> Source:
     """The images in the tar files that `data` names (see `is_shards`), in the order of names.
 
     A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer), the field `label` of
-    `KEY.json`, or the image's folder for its label; with fewer than two classes there are none. Shards whose name has one of HELD_OUT
-    as a word are held out, the first of these whose labels are the training set's; without any, a tenth of each class is. Raises
-    `Misuse`: no such file, no image, or an archive that is compressed or damaged.
+    `KEY.json`, or the image's folder for its label; an image may have none, and with fewer than two classes none has. Of two images with
+    a key the one of a single ending is it (KEY.png beside KEY.mask.png), else the first. Shards whose name has one of HELD_OUT as a word,
+    or their folder's where the shards are of several, are held out, the first of these whose labels are the training set's; without any,
+    a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
     """
     pattern = os.path.join(glob.escape(data), "*.tar") if os.path.isdir(data) else data
     found = [data] if os.path.isfile(data) else [p for expanded in _expanded(pattern) for p in glob.glob(expanded)]
@@ -92,19 +98,22 @@ def open_shards(data: str) -> Source:
     if not paths:
         raise Misuse(f"data={printable(data)}: no such tar file. A pattern is written shards-{{000..127}}.tar or 'shards-*.tar', in quotes")
     parts: dict[str, _Part] = defaultdict(_Part)
+    root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     for path in paths:
-        _add(parts[split_of(path.name)], path)
+        _add(parts[split_of(os.path.relpath(path, root))], path)
     train = parts.pop("train", _Part())
     if not train.keys:
         raise Misuse(f"data={printable(data)}: no images to train on in {len(paths)} tar files (shards named test or val are held out)")
-    named = set(train.labels)
-    classes = () if None in named or len(named) < 2 else tuple(sorted(map(str, named), key=_in_order))
+    named = train.named
+    classes = tuple(sorted(named, key=_in_order)) if len(named) > 1 else ()
     images, notes = _slices(train, classes), [f"{len(train.keys)} images in {len(train.archives)} shards"]
     if train.hidden:
         notes.append(f"{train.hidden} images are not used: another one has their key, the name up to its first dot")
+    if classes and None in train.labels:
+        notes.append(f"{train.labels.count(None)} of them have no label")
     held = None
     for split in (split for split in HELD_OUT if split in parts and parts[split].keys):
-        fits = not classes or set(parts[split].labels) <= named
+        fits = not classes or set() < parts[split].named <= named
         if fits and held is None:
             held = _slices(parts[split], classes)
         else:
@@ -134,13 +143,14 @@ def _add(part: _Part, path: Path) -> None:
 
 def _slices(part: _Part, classes: tuple[str, ...]) -> Slices:
     places = {name: place for place, name in enumerate(classes)}
-    labels = torch.tensor([places[str(label)] for label in part.labels]) if classes else None
+    labels = torch.tensor([places.get(str(label), -1) for label in part.labels]) if classes else None
     return Slices(part.archives, torch.tensor(part.where, dtype=torch.int64).view(-1, 3), labels, classes)
 
 
 def _samples(path: Path) -> tuple[list[tuple[str, int, int, str | None]], int]:
     """(key, first byte, length, label) of each image of a tar file, and how many more have a key that is taken."""
     found: dict[str, tuple[int, int]] = {}
+    endings: dict[str, str] = {}
     labels: dict[str, str] = {}
     hidden = 0
     try:
@@ -158,7 +168,8 @@ def _samples(path: Path) -> tuple[list[tuple[str, int, int, str | None]], int]:
                         labels[key] = str(label)
                 elif "." + ending.lower().rpartition(".")[2] in extensions():
                     hidden += key in found
-                    found[key] = (member.offset_data, member.size)
+                    if key not in found or ("." not in ending and "." in endings[key]):
+                        found[key], endings[key] = (member.offset_data, member.size), ending
     except (tarfile.TarError, OSError, ValueError, AttributeError) as e:
         raise Misuse(f"{printable(path)}: not an uncompressed tar file, or damaged ({e}): unpack it, or write it anew") from e
     return [(key, *place, labels.get(key) or os.path.dirname(key) or None) for key, place in found.items()], hidden

@@ -57,6 +57,12 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     )
 
 
+def word_of(data: str | os.PathLike[str]) -> str:
+    """What a recipe says of it, for `open_source` to read again: a path that is called like a set is a path still."""
+    name = os.fspath(data)
+    return os.path.join(".", name) if name in SOURCES and not isinstance(data, str) else name
+
+
 def check_data(data: Any) -> None:
     """Raises `Misuse` for what is no name and no path, and for what gives its images in an order of its own: a URL, a pipe, an iterator."""
     if not isinstance(data, (str, os.PathLike)):

@@ -52,7 +52,9 @@ def _if(expectation: dict[str, float]) -> dict[str, Any]:
 
 
 def of_embeddings(z: Tensor, labels: Tensor | None = None) -> Diagnosis:
-    """Of embeddings z [N, D], labels [N] or None. Without a recipe the verdict has no cause."""
+    """Of embeddings z [N, D], labels [N] or None. Without a recipe the verdict has no cause. Raises `Misuse` for another shape."""
+    if z.ndim != 2:
+        raise Misuse(f"{list(z.shape)} are no embeddings: [N, D] are, N images of D dimensions")
     found = describe(z)
     verdict = judge(found)
     return Diagnosis(verdict.state, str(verdict), {"features": ordered({**found, **_accuracy(z, labels)})})

@@ -123,7 +123,7 @@ class Run:
     def embed(self, images: Tensor | Sequence[Path] | str | Path) -> Tensor:
         """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set by name or folder (its training images)."""
         if isinstance(images, (str, Path)):
-            of = open_source(str(images), self.recipe.on_bad_image).train
+            of = open_source(images, self.recipe.on_bad_image).train
         else:
             of = Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images])
         self.check(of)
