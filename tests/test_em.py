@@ -40,6 +40,11 @@ def test_batches_of_two_leave_no_image_alone(images):
     assert len(list(api.alternate("data=digits", "batch_size=2", **{**SHORT, "images": images}, clusters=2))) == 3
 
 
+def test_one_image_is_refused():
+    with pytest.raises(sd.Misuse, match="images=1: two at least"):
+        next(api.alternate("data=digits", **{**SHORT, "images": 1}, clusters=1))
+
+
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(2, 40), dim=st.integers(1, 4), share=st.floats(0, 1), seed=st.integers(0, 2**20))
 def test_kmeans_never_rises(n, dim, share, seed):

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
-from selfdistill.parts.encoder import Backbone, Encoder
+from selfdistill.parts.backbone import Backbone
+from selfdistill.parts.encoder import Encoder
 from selfdistill.siamese import Siamese
 
 
@@ -43,7 +44,7 @@ def test_a_vit_takes_another_size_than_it_was_made_for():
     assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:resnet10t", "timm:skresnet18", "timm:resnet50_gn"])
 def test_the_stem_keeps_the_resolution(name):
     shapes = []
     for stem in ("7x7", "3x3/2", "3x3"):

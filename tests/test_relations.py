@@ -92,6 +92,7 @@ def test_a_snapshot_is_the_student_of_the_last_multiple(every, period):
         ("resnet18", {"drop_rate": 0.5}),
         ("resnet18", {"drop_block_rate": 0.5}),
         ("timm:vit_tiny_patch16_224", {"patch_drop_rate": 0.5, "depth": 2}),
+        ("timm:vit_small_patch16_dinov3", {"patch_drop_rate": 0.5, "depth": 2}),
         ("timm:vit_tiny_patch16_224", {"drop_path_rate": 0.5, "proj_drop_rate": 0.5, "depth": 2}),
         ("timm:vit_tiny_patch16_224", {"attn_drop_rate": 0.5, "pos_drop_rate": 0.5, "depth": 2}),
     ],
@@ -104,6 +105,19 @@ def test_a_copy_drops_no_part_of_the_network(name, options):
     assert teacher.training
     assert not torch.equal(student(x), student(x))
     agree(teacher(x), teacher(x), atol=0)
+
+
+def test_a_field_of_a_users_own_network_is_left_as_it_is():
+    class Own(nn.Linear):
+        drop_rate = property(lambda self: 0.5)
+
+    class Rates(nn.Linear):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.drop_rate = [0.1, 0.2]
+
+    copied = Copy(nn.Sequential(Own(2, 2), Rates(2, 2))).net
+    assert [part.drop_rate for part in copied] == [0.5, [0.1, 0.2]]
 
 
 def test_an_average_of_one_never_moves():

@@ -163,10 +163,12 @@ def diagnosis_of(
     of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of random
     ones. augmentations: of each image, for a run's predictor.
     """
+    if pretrained and not str(what).startswith(TIMM):
+        raise Misuse(f"--pretrained: goes with timm:NAME alone; {'a tensor' if isinstance(what, Tensor) else what} is as it is")
     if settings and (isinstance(what, Tensor) or is_run(what)):
         raise Misuse(f"{settings[0]}: goes with {OTHERS}; {'a tensor' if isinstance(what, Tensor) else what} is as it is")
     if isinstance(what, Tensor):
-        return diagnosis.of_embeddings(what, None if labels is None else read_labels(labels, len(what)))
+        return diagnosis.of_embeddings(what.detach().cpu(), None if labels is None else read_labels(labels, len(what)))
     if Path(what).suffix in FORMATS:
         return diagnosis.of_embeddings(*read_embeddings(Path(what), labels))
     if labels is not None:
@@ -174,8 +176,6 @@ def diagnosis_of(
     name, asked = str(what), list(settings)
     if name.startswith(TIMM) and not pretrained:
         name, asked = RANDOM, [f"encoder={name}", *asked]
-    elif pretrained and not name.startswith(TIMM):
-        raise Misuse(f"--pretrained: goes with timm:NAME alone; {name} is as it is")
     if not is_run(name):
         of = subject_of(name, asked)
         return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)

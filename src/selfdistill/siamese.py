@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfdistill.errors import Misuse
+from selfdistill.parts.backbone import Backbone
 from selfdistill.parts.collective import ranks
-from selfdistill.parts.encoder import Backbone
 from selfdistill.parts.head import FrozenAtFirst, prototypes_shared
 from selfdistill.parts.loss import Output
 from selfdistill.parts.noted import Noted

@@ -52,6 +52,7 @@ def test_labels_are_read_from_a_tensor_or_a_file(tmp_path):
     np.save(tmp_path / "y.npy", np.array(CODES))
     for labels in (torch.tensor(CODES), tmp_path / "y.npy", str(tmp_path / "y.npy")):
         assert read_embeddings(tmp_path / "z.npy", labels)[1].tolist() == CODES
+    assert read_labels(torch.tensor([2.0, torch.nan, 1.0, -1.0]), 4).tolist() == [1, -1, 0, -1]
     assert read_labels(torch.tensor([-1, 5, 5, 3, 5, 5]), 6).tolist() == [-1, 1, 1, 0, 1, 1]
     with pytest.raises(Misuse, match=r"labels \[2\] for 6"):
         read_labels(torch.tensor([1, 2]), 6)
@@ -74,6 +75,11 @@ def test_a_column_of_numbers_may_have_the_name_of_the_lists(tmp_path):
     assert np.allclose(read_embeddings(tmp_path / "z.parquet")[0], Z[:, :2])
 
 
+def test_a_column_of_tensors(tmp_path):
+    pq.write_table(pa.table({"features": pa.FixedShapeTensorArray.from_numpy_ndarray(Z)}), tmp_path / "z.parquet")
+    assert np.allclose(read_embeddings(tmp_path / "z.parquet")[0], Z)
+
+
 def bad(tmp_path):
     np.save(tmp_path / "flat.npy", Z[0])
     np.save(tmp_path / "one.npy", Z[:1])
@@ -89,6 +95,7 @@ def bad(tmp_path):
     pq.write_table(pa.table({"features": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"features": [[1.0, 2.0], None]}), tmp_path / "hole.parquet")
     pq.write_table(pa.table({"features": Z[:2].tolist(), "label": [[1], [1, 2]]}), tmp_path / "many-labels.parquet")
+    pq.write_table(pa.table({"features": [True, False]}), tmp_path / "truths.parquet")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,7 @@ def bad(tmp_path):
         ("ragged.parquet", "different lengths"),
         ("hole.parquet", "different lengths"),
         ("many-labels.parquet", "one label for each image"),
+        ("truths.parquet", "no embeddings in columns features"),
         ("z.csv", ".parquet"),
     ],
 )

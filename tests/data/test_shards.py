@@ -117,6 +117,8 @@ def test_an_image_without_a_label_takes_none_of_the_others(tmp_path):
     assert (source.train.labels == -1).sum() == 1
     assert sorted(source.test.labels.tolist()) == [0, 1]
     assert "1 of them have no label" in source.notes
+    of_folder = {f"img/{name}": content for name, content in ({f"{i}.jpg": jpeg(i) for i in range(20)} | labels).items()}
+    assert open_source(str(write(tmp_path / "b.tar", of_folder))).train.classes == ("0", "1")  # a folder is a label where none is written
     pack(str(tmp_path / "a.tar"), tmp_path / "packed", 64)
     again = open_source(str(tmp_path / "packed"))
     assert (again.train.labels == -1).sum() == 1

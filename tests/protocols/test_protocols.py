@@ -300,3 +300,10 @@ def test_a_run_that_diverged_has_nothing_to_measure(tmp_path, tiny_source, proto
 def test_raw_pixels_that_patches_do_not_fill_are_refused():
     with pytest.raises(Misuse, match="50 x 50"):
         RawPixels(3).maps(torch.zeros(1, 3, 50, 50))
+
+
+@pytest.mark.parametrize("method", sd.METHODS)
+def test_every_methods_encoder_can_be_looked_at_untrained(method):
+    asked = subject_of("random-init", [f"method={method}", "data=digits"])
+    assert asked.recipe.method == method
+    assert asked.features(asked.source.test.pick(torch.arange(3))).shape == (3, asked.backbone.dim)

@@ -193,6 +193,8 @@ def test_labels_go_with_embeddings_alone(tiny_run):
     for what, settings in ((tiny_run.path, ()), ("random-init", ("data=digits",))):
         with pytest.raises(sd.Misuse, match="labels: go with embeddings"):
             sd.diagnosis_of(what, *settings, labels=torch.zeros(3))
+    with pytest.raises(sd.Misuse, match="--pretrained: goes with timm:NAME alone"):
+        sd.diagnosis_of("z.npy", pretrained=True)
     with pytest.raises(sd.Misuse, match="data=digits: goes with"):
         sd.diagnosis_of(torch.rand(50, 4), "data=digits")
 

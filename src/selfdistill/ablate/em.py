@@ -66,6 +66,8 @@ def alternation(recipe: Recipe, pixels: Tensor, rounds: int, steps: int, augment
     The objective is the mean over images and those draws, so that the E-step is its exact minimiser; an M-step may overshoot. F is
     l2-normalised and its BatchNorm normalises by the batch.
     """
+    if len(pixels) < 2:
+        raise Misuse(f"images={len(pixels)}: two at least: BatchNorm of one has no variance")
     batch = min(recipe.batch_size, len(pixels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

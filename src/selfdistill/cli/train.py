@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from signal import SIGINT
@@ -92,6 +93,6 @@ def _summary(run: Run) -> None:
             soft_wrap=True,
         )
         alone = ["labelled_share=1", "--without", "consistency"]
-        baseline = shlex.join(["selfdistill", "pretrain", str(run.path), *own.flags(), *alone])
+        baseline = shlex.join(["selfdistill", "pretrain", os.path.join(".", run.path), *own.flags(), *alone])
         console.print(f"from the same labels alone: {baseline}", soft_wrap=True)
     console.print(f"run folder: {run.path}", soft_wrap=True)

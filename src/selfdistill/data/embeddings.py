@@ -44,8 +44,8 @@ def read_embeddings(path: Path, labels: str | Path | Tensor | None = None) -> tu
 
 
 def read_labels(of: str | Path | Tensor, count: int) -> Tensor | None:
-    """int64 [N] in 0..C-1 of labels [N], numbers or words, or a .npy of them. A null or a negative number is no label, -1; where all are,
-    None. Raises `Misuse` for another number than `count`."""
+    """int64 [N] in 0..C-1 of labels [N], numbers or words, or a .npy of them. A null, NaN or a negative number is no label, -1; where
+    all are, None. Raises `Misuse` for another number than `count`."""
     if isinstance(of, Tensor):
         return _codes(of.detach().cpu().numpy(), count, "labels")
     return _codes(_npy(Path(of)), count, str(of))
@@ -54,7 +54,7 @@ def read_labels(of: str | Path | Tensor, count: int) -> Tensor | None:
 def _codes(names: np.ndarray[Any, Any], count: int, by: str) -> Tensor | None:
     if names.shape != (count,):
         raise Misuse(f"{by}: labels {list(names.shape)} for {count} embeddings: [{count}] are needed, one for each")
-    known = np.array([name is not None and not (isinstance(name, int | float) and name < 0) for name in names.tolist()])
+    known = np.array([name is not None and not (isinstance(name, int | float) and not name >= 0) for name in names.tolist()])
     if not known.any():
         return None
     found = np.full(count, -1, np.int64)
@@ -82,13 +82,14 @@ def _parquet(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | N
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as e:
         raise Misuse(f"{path}: cannot be read as parquet: {' '.join(str(e).split())[:200]}") from e
+    types = {field.name: field.type for field in table.schema}
 
     def holds(name: str, *kinds: str) -> bool:
-        return name in table.column_names and any(getattr(pa.types, f"is_{kind}")(table.schema.field(name).type) for kind in kinds)
+        return name in types and any(getattr(pa.types, f"is_{kind}")(types[name]) for kind in kinds)
 
-    column = next((name for name in COLUMNS if holds(name, "list", "large_list", "fixed_size_list")), None)
+    column = next((name for name in COLUMNS if holds(name, "nested") or isinstance(types.get(name), pa.BaseExtensionType)), None)
     if holds(LABEL, "nested"):
-        raise Misuse(f"{path}: column {LABEL} is of {table.schema.field(LABEL).type}: one label for each image is needed")
+        raise Misuse(f"{path}: column {LABEL} is of {types[LABEL]}: one label for each image is needed")
     if column:
         rows = table[column].to_pylist()
         if any(row is None or len(row) != len(rows[0]) for row in rows):

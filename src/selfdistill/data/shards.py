@@ -60,6 +60,7 @@ class _Part:
     keys: list[str] = field(default_factory=list)
     where: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+    folders: list[str | None] = field(default_factory=list)
     hidden: int = 0
     """images whose key another one of their archive has too"""
 
@@ -87,7 +88,8 @@ def open_shards(data: str) -> Source:
     """The images in the tar files that `data` names (see `is_shards`), in the order of names.
 
     A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer), the field `label` of
-    `KEY.json`, or the image's folder for its label; an image may have none, and with fewer than two classes none has. Of two images with
+    `KEY.json` for its label, or where there are none of these the image's folder; an image may have none, and with fewer than two classes
+    none has. Of two images with
     a key the one of a single ending is it (KEY.png beside KEY.mask.png), else the first. Shards whose name has one of HELD_OUT as a word,
     or their folder's where the shards are of several, are held out, the first of these whose labels are the training set's; without any,
     a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
@@ -101,6 +103,9 @@ def open_shards(data: str) -> Source:
     root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     for path in paths:
         _add(parts[split_of(os.path.relpath(path, root))], path)
+    if not any(part.named for part in parts.values()):
+        for part in parts.values():
+            part.labels = part.folders
     train = parts.pop("train", _Part())
     if not train.keys:
         raise Misuse(f"data={printable(data)}: no images to train on in {len(paths)} tar files (shards named test or val are held out)")
@@ -137,6 +142,7 @@ def _add(part: _Part, path: Path) -> None:
         part.where.append((len(part.archives), start, length))
         part.keys.append(key)
         part.labels.append(label)
+        part.folders.append(os.path.dirname(key) or None)
     part.archives.append(path)
     part.hidden += hidden
 
@@ -172,7 +178,7 @@ def _samples(path: Path) -> tuple[list[tuple[str, int, int, str | None]], int]:
                         found[key], endings[key] = (member.offset_data, member.size), ending
     except (tarfile.TarError, OSError, ValueError, AttributeError) as e:
         raise Misuse(f"{printable(path)}: not an uncompressed tar file, or damaged ({e}): unpack it, or write it anew") from e
-    return [(key, *place, labels.get(key) or os.path.dirname(key) or None) for key, place in found.items()], hidden
+    return [(key, *place, labels.get(key)) for key, place in found.items()], hidden
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -17,7 +17,7 @@ from selfdistill.disk import whole_folder
 from selfdistill.errors import Failure, Misuse, did_you_mean, require
 from selfdistill.export.card import card
 from selfdistill.export.formats import FORMATS, Kept
-from selfdistill.parts.encoder import Backbone
+from selfdistill.parts.backbone import Backbone
 from selfdistill.train.subject import TIMM, Subject
 from selfdistill.train.trained import siamese_of
 

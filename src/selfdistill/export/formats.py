@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import Misuse
-from selfdistill.parts.encoder import Backbone
+from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 
 
@@ -94,11 +94,18 @@ class Safetensors(Format):
 
     def code(self, kept: Kept) -> str:
         spec, size = kept.recipe.encoder, kept.recipe.views.size
-        own = f"Backbone(module, {spec.channels}, {size})  # module: your own, {spec.name.removeprefix('python:')}"
+        if spec.name.startswith("python:"):
+            room, of = (
+                "backbone import Backbone",
+                f"Backbone(module, {spec.channels}, {size})  # your own, {spec.name.removeprefix('python:')}",
+            )
+        else:
+            room = "encoder import Encoder"
+            of = f"Encoder(**{spec.model_dump()}).build({size})"
         return (
             "from safetensors.torch import load_file\n"
-            "from selfdistill.parts.encoder import Backbone, Encoder\n\n"
-            f"model = {own if spec.name.startswith('python:') else f'Encoder(**{spec.model_dump()}).build({size})'}\n"
+            f"from selfdistill.parts.{room}\n\n"
+            f"model = {of}\n"
             "model.eval()\n"
             'model.net.load_state_dict(load_file(folder + "/model.safetensors"))\n'
             "features = model(images)"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from timm.layers.drop import DropBlock2d, DropPath
-from timm.layers.patch_dropout import PatchDropout
+from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -29,6 +29,7 @@ DROPS: dict[type[nn.Module], str] = {
     DropPath: "drop_prob",
     DropBlock2d: "drop_prob",
     PatchDropout: "prob",
+    PatchDropoutWithIndices: "prob",
     _DropoutNd: "p",
     nn.MultiheadAttention: "dropout",
     nn.Module: "drop_rate",  # of timm's networks, in their heads
@@ -98,7 +99,7 @@ class Copy(nn.Module):
         self.net = copy.deepcopy(student).requires_grad_(False)
         for module in self.net.modules():  # a target is drawn from augmentation, not from dropping parts of the network
             for of, rate in DROPS.items():
-                if isinstance(module, of) and hasattr(module, rate):
+                if isinstance(module, of) and isinstance(vars(module).get(rate), int | float):
                     setattr(module, rate, 0.0)
 
     @torch.no_grad()

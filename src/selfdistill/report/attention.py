@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from selfdistill.errors import Misuse
-from selfdistill.parts.encoder import Backbone
+from selfdistill.parts.backbone import Backbone
 from selfdistill.report.embeddings import shown
 from selfdistill.report.style import blank, panels, titled
 

@@ -34,22 +34,9 @@ class Changed(NamedTuple):
 
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
-    """(recipe, data, what the preset changed): the method's paper, then the data's preset, then the user's `changes`.
-
-    `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where recipe and data do not fit.
-    """
-    asked = base.edit(changes)
-    check_loggers(asked)
-    source = source or open_source(asked.data, asked.on_bad_image)
-    preset = asked.preset
-    if preset == "auto":
-        side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
-        preset = preset_for(len(source.train), source.train.channels, side)
-    # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
-    recipe, changed = with_preset(base, preset) if preset != base.preset else (base, [])
-    recipe = recipe.edit([*changes, f"preset={preset}"])
-    if recipe.encoder.channels != source.train.channels:
-        raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
+    """(recipe, data, what the preset changed): everything that a run will do. Raises `Misuse` where recipe and data do not fit."""
+    check_loggers(base.edit(changes))  # before a large folder of images is opened
+    recipe, source, changed = on_data(base, changes, source)
     if recipe.batch_size > len(source.train):
         raise Misuse(
             f"batch_size={recipe.batch_size} is larger than the data: {recipe.data} has {len(source.train)} training images. "
@@ -64,6 +51,25 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     if recipe.compile == "auto":
         steps = recipe.epochs * (len(source.train) // recipe.batch_size)
         recipe = recipe.edit([f"compile={'on' if torch.cuda.is_available() and steps >= REPAID else 'off'}"])
+    return recipe, source, changed
+
+
+def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
+    """The same of what looks at images without training: the method's paper, then the data's preset, then the user's `changes`.
+
+    `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where the encoder cannot look at them.
+    """
+    asked = base.edit(changes)
+    source = source or open_source(asked.data, asked.on_bad_image)
+    preset = asked.preset
+    if preset == "auto":
+        side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
+        preset = preset_for(len(source.train), source.train.channels, side)
+    # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
+    recipe, changed = with_preset(base, preset) if preset != base.preset else (base, [])
+    recipe = recipe.edit([*changes, f"preset={preset}"])
+    if recipe.encoder.channels != source.train.channels:
+        raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
     return recipe, source, changed

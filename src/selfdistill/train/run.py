@@ -26,7 +26,7 @@ from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.linear import linear_accuracy
-from selfdistill.parts.encoder import Backbone
+from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import FORMAT, Recipe
 from selfdistill.settings import yaml_of
 from selfdistill.train.weights import fill, tensors

@@ -18,10 +18,10 @@ from selfdistill.data.loader import in_memory
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
-from selfdistill.parts.encoder import Backbone
+from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 from selfdistill.train.initial import initialised
-from selfdistill.train.resolve import resolve
+from selfdistill.train.resolve import on_data
 from selfdistill.train.run import Run, features_of, labelled, untrained
 
 RAW, RANDOM, TIMM = "raw-pixels", "random-init", "timm:"
@@ -93,8 +93,7 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
     if not images and not any(setting.startswith("data=") for setting in settings):
         raise Misuse(f"{name}: on which images? {name} data=digits")
     own = [] if name in (RAW, RANDOM) else _of_timm(name) if name.startswith(TIMM) else _noted(Path(name))
-    # Nothing is trained: no batch can be too large for the data.
-    words = [*own, "batch_size=2", *(s for s in settings if not s.startswith("method=")), *images]
+    words = [*own, *(s for s in settings if not s.startswith("method=")), *images]
     base = _method(settings)
     asked = base.edit(words)
     source = _opened(asked.data if data is None else data, asked)
@@ -103,7 +102,7 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
     elif name == RAW:
         size = [f"views.size={min(source.train.pixels.shape[2:])}"] if isinstance(source.train, Pixels) else []
         words = [f"encoder.channels={source.train.channels}", "views.mean=[0]", "views.std=[1]", *size, *words]
-    recipe, source, _ = resolve(base, words, source)
+    recipe, source, _ = on_data(base, words, source)
     if name not in (RAW, RANDOM):
         recipe = recipe.model_copy(update={"init_from": name})
     return Subject(name, _placed(_built(name, recipe)).eval(), recipe, source)

@@ -1,0 +1,153 @@
+"""A network as a backbone: of a known width, pooled, with the patch tokens and maps that it has."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from timm.layers.mlp import Mlp, SwiGLU
+from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
+from torch import Tensor, nn
+
+from selfdistill.errors import Misuse
+
+
+class Backbone(nn.Module):
+    """A network with a known feature width: pools feature maps [B, F, h, w] and token sequences [B, n, F] to [B, F]."""
+
+    def __init__(self, net: nn.Module, channels: int, size: int):
+        super().__init__()
+        self.net: nn.Module = net
+        self.dim = self.width(channels, size)
+        self.token_wise = _token_wise(net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _pooled(self.net(x))  # [B, F]
+
+    def width(self, channels: int, size: int) -> int:
+        """F for images [B, channels, size, size]. Raises whatever the network raises where it does not take them."""
+        was = self.net.training
+        with torch.no_grad():
+            param = next(self.net.parameters(), torch.empty(0))
+            dim = self.eval()(torch.zeros(1, channels, size, size, device=param.device, dtype=param.dtype)).shape[1]
+        self.train(was)
+        return dim
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile` in place, as nn.Module has it, but block by block where the network has `blocks` (a ViT's are all alike, so
+        it is compiled once a crop size), so that masked passes are compiled too; but for a last block of which passes read different
+        tokens. The state dict keeps its keys."""
+        blocks: list[nn.Module] = list(getattr(self.net, "blocks", [self.net]))
+        for part in blocks[: len(blocks) - bool(self.token_wise)]:
+            part.compile(**options)
+
+    def check_patches(self, side: int, channels: int, size: int) -> None:
+        """Raises `Misuse` unless the network is a ViT that cuts `size` x `size` images into `side` x `side` patches."""
+        if not hasattr(self.net, "patch_embed") or not hasattr(self.net, "num_prefix_tokens"):
+            raise Misuse(f"views.masks: {type(self.net).__name__} has no patches to mask; use encoder=timm:vit_... or views.masks=none")
+        with torch.no_grad():
+            found = self.tokens(torch.zeros(1, channels, size, size))[1].shape[1]
+        if found != side * side:
+            raise Misuse(
+                f"views.masks.patch: the encoder cuts a view of {size} pixels into {found} patches, the masks into {side} x {side}"
+            )
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, F], as `forward` has them, without the part of a ViT's last block that they do not read."""
+        with self._reading(None):
+            return self(x)
+
+    def tokens(
+        self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None, read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(features [B, F], patch tokens [B, n, F]) of a timm ViT; patches under `mask` [B, h, w] are replaced by `mask_token` [F]
+        between the patch embedding and the position embedding (BEiT, iBOT). Where only the patches under `read` [B, h, w] will be
+        read, the others are left unfinished."""
+
+        def hide(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            assert mask is not None
+            assert mask_token is not None
+            hidden = mask if embedded.ndim == 4 else mask.flatten(1)
+            return torch.where(hidden[..., None], mask_token.to(embedded.dtype), embedded)
+
+        net: Any = self.net
+        hook = net.patch_embed.register_forward_hook(hide) if mask is not None else None
+        try:
+            with self._reading(read) if read is not None else nullcontext():
+                h = net.forward_features(x)  # [B, prefix + n, F]
+        finally:
+            if hook:
+                hook.remove()
+        return _pooled(net.forward_head(h, pre_logits=True)), h[:, net.num_prefix_tokens :]
+
+    @contextmanager
+    def _reading(self, patches: Tensor | None) -> Iterator[None]:
+        """After its attention a block treats each token by itself: in the last one only those that are read, the class and register
+        tokens and the `patches` [B, h, w]. Spares three quarters of that block: 6 % of a ViT of depth 12, 25 % at depth 3. A hook there
+        sees 0 for the others."""
+
+        prefix = getattr(self.net, "num_prefix_tokens", 0)
+        read = None if patches is None else patches.flatten(1).nonzero().T  # [2, M]: an image and a patch of it
+
+        def alone(part: nn.Module) -> Callable[[Tensor], Tensor]:
+            def forward(x: Tensor) -> Tensor:
+                at = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(x.shape[:2])
+                rows = at[:, :prefix].flatten()
+                if read is not None:
+                    rows = torch.cat([rows, at[read[0], prefix + read[1]]])
+                done = type(part).forward(part, x.flatten(0, 1).index_select(0, rows))  # [R, F]
+                return done.new_zeros(at.numel(), done.shape[1]).index_copy(0, rows, done).unflatten(0, at.shape)  # [B, prefix + n, F]
+
+            return forward
+
+        parts: list[Any] = [self.net.get_submodule(name) for name in self.token_wise]
+        parts = [] if any("forward" in vars(part) for part in parts) else parts  # another's, that is to be called
+        for part in parts:
+            part.forward = alone(part)
+        try:
+            yield
+        finally:
+            for part in parts:
+                del part.forward
+
+    def maps(self, x: Tensor) -> Tensor:
+        """[B, F, h, w] of square images: a ViT's patch tokens at their places, a convnet's last feature map.
+        Raises `Misuse` where the network has none, or takes no images of this size."""
+        net: Any = self.net
+        if not hasattr(net, "forward_features"):
+            raise Misuse(f"{type(net).__name__} has no forward_features, of which a map could be made: use a model of timm or a ResNet")
+        try:
+            h = net.forward_features(x)
+        except (AssertionError, RuntimeError) as e:
+            raise Misuse(f"{type(net).__name__} does not take images of {x.shape[-2]} x {x.shape[-1]} pixels: {e}") from e
+        if h.ndim == 3:
+            h = h[:, net.num_prefix_tokens :].mT  # [B, F, n]
+            return h.unflatten(2, (math.isqrt(h.shape[2]), -1))
+        return h.permute(0, 3, 1, 2) if str(getattr(net, "output_fmt", "NCHW")) == "NHWC" else h
+
+
+def _pooled(h: Tensor) -> Tensor:
+    """Feature maps [B, F, h, w] or tokens [B, n, F] to [B, F]. Raises `Misuse` for anything else."""
+    if not isinstance(h, Tensor) or not 2 <= h.ndim <= 4:
+        found = list(h.shape) if isinstance(h, Tensor) else f"a {type(h).__name__}"
+        raise Misuse(f"encoder: it should give features [B, F], maps [B, F, h, w] or tokens [B, n, F], and gives {found}")
+    return h.mean((2, 3)) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h
+
+
+def _token_wise(net: nn.Module) -> tuple[str, ...]:
+    """The names of the parts of a ViT's last block that treat each token by itself, where the class token alone is read of what comes
+    after: its attention's projection and its MLP. None of a network that may do otherwise than timm's: one's own forward pass, or
+    blocks that share parts; nor where features are averaged, or where a block is computed again when it is no longer known what was
+    read of it (checkpointing)."""
+    if type(net) is not VisionTransformer or net.global_pool != "token" or net.grad_checkpointing or not len(net.blocks):
+        return ()
+    block: Any = net.blocks[-1]
+    if (
+        (type(block), type(block.attn)) != (Block, Attention)
+        or type(block.attn.proj) is not nn.Linear
+        or type(block.mlp) not in (Mlp, SwiGLU)
+    ):
+        return ()
+    names = {part: [name for name, of in net.named_modules(remove_duplicate=False) if of is part] for part in (block.attn.proj, block.mlp)}
+    return tuple(name for found in names.values() for name in found) if all(len(found) == 1 for found in names.values()) else ()
