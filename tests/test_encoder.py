@@ -28,6 +28,7 @@ from selfdistill.siamese import Siamese
         ("timm:convnext_atto", 64, 3, 320, {}),
         ("timm:swin_tiny_patch4_window7_224", 112, 3, 768, {}),
         ("timm:mixer_s32_224", 64, 3, 512, {}),
+        ("timm:vit_small_patch16_18x2_224", 32, 3, 384, {"options": {"depth": 1}}),
     ],
 )
 def test_any_encoder_gives_features_and_gradients(name, size, channels, dim, more):

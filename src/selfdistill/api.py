@@ -31,7 +31,7 @@ from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
 from selfdistill.train.resolve import resolve
 from selfdistill.train.run import Run, load, new_folder
-from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of
+from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def measure(what: str | Path | Run, *words: str, to: str | Path | None = None, *
     names = [word for word in words if "=" not in word]
     asked = [*(word for word in words if "=" in word), *(f"{key}={_word(value)}" for key, value in settings.items())]
     protocols = protocols_of(names, filter(is_protocol_setting, asked))
-    subject = subject_of(what, [setting for setting in asked if not is_protocol_setting(setting)])
-    return evaluate(subject.on(word_of(to)) if to else subject, protocols)
+    others = [setting for setting in asked if not is_protocol_setting(setting)]
+    return evaluate(subject_on(what, others, None if to is None else word_of(to)), protocols)
 
 
 def diagnosis_of(
@@ -236,16 +236,14 @@ def export_run(
 def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
     """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: run folders, and image files in place of held-out
     images. size: pixels of the images' shorter side, for what a ViT sees."""
-    from selfdistill.report.pictures import PICTURES, Asked, Look  # matplotlib takes a second
+    from selfdistill.report.pictures import Asked, Look, drawn  # matplotlib takes a second
     from selfdistill.report.style import rendered
 
-    if what not in PICTURES:
-        raise Misuse(f"picture {what}: allowed: {', '.join(PICTURES)}.{did_you_mean(what, PICTURES)}")
     files = [p for p in map(Path, paths) if p.is_file()]
     looks = [Look(load(p)) for p in map(Path, paths) if not p.is_file()]
     if not looks:
         raise Misuse(f"picture {what}: name a run folder")
-    figure: Any = PICTURES[what](Asked(looks, files, size))
+    figure: Any = drawn(what, Asked(looks, files, size))
     figure._repr_png_ = lambda: rendered(figure, "png", 90)  # what a notebook shows; else only figures of pyplot's are drawn there
     return figure
 

@@ -302,6 +302,13 @@ def test_raw_pixels_that_patches_do_not_fill_are_refused():
         RawPixels(3).maps(torch.zeros(1, 3, 50, 50))
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**40), "99999999999999999999"])
+@pytest.mark.parametrize("name", ["linear", "finetune", "semi", "clustering", "robustness", "dense"])
+def test_a_seed_out_of_range_is_refused_before_anything_is_computed(name, seed):
+    with pytest.raises(Misuse, match=rf"{name}\.seed={seed}"):
+        protocols.protocols_of([name], [f"{name}.seed={seed}"])
+
+
 @pytest.mark.parametrize("method", sd.METHODS)
 def test_every_methods_encoder_can_be_looked_at_untrained(method):
     asked = subject_of("random-init", [f"method={method}", "data=digits"])

@@ -65,9 +65,26 @@ def test_images_of_any_channels_are_shown(channels, shape):
     assert embeddings.shown(torch.zeros(channels, 6, 7, dtype=torch.uint8)).shape == shape
 
 
-def test_a_class_may_be_called_as_a_formula():
-    figure = embeddings.map_figure(torch.randn(40, 5), torch.arange(40) % 2, ("$x_$", "b"))
-    rendered(figure, "png", dpi=50)
+def test_a_class_and_a_run_may_be_called_as_a_formula():
+    labels, names = torch.arange(40) % 2, ("$x_$", "b")
+    z = torch.randn(2, 40, 5)
+    made = [
+        embeddings.map_figure(z[0], labels, names),
+        embeddings.sphere_figure(z, labels, names),
+        embeddings.hypersphere_figure(z, labels, names),
+        embeddings.spectrum_figure({"r$_$": z[0]}),
+        curves.training_curves({"r$_$": ROWS}),
+    ]
+    for figure in made:
+        rendered(figure, "png", dpi=50)
+
+
+def test_images_without_a_label_are_grey_and_nameless():
+    labels = torch.tensor([0, -1, 1, -1, 0, 1])
+    groups = embeddings.by_class(labels, ("a", "b"), 6)
+    assert [(name, rows.nonzero()[:, 0].tolist()) for name, rows, _, _ in groups] == [("", [1, 3]), ("a", [0, 4]), ("b", [2, 5])]
+    assert sum(len(points.get_offsets()) for points in embeddings.map_figure(torch.randn(6, 5), labels).axes[0].collections) == 6
+    assert [rows.all() for _, rows, _, _ in embeddings.by_class(torch.full((4,), -1), (), 4)] == [True]
 
 
 def test_density_of_the_angle_integrates_to_one():
@@ -127,6 +144,15 @@ def test_attention_is_the_class_tokens_softmax(vit):
     expected = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)[:, :, 0, 1:]
     torch.testing.assert_close(found.flatten(2), expected)
     assert block.attn.fused_attn == fused  # as it was
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cait_xxs24_224", {"depth": 1}), ("vit_small_patch16_18x2_224", {"depth": 1}), ("xcit_nano_12_p16_224", {"depth": 1})],
+)
+def test_an_attention_of_another_kind_is_refused(name, options):
+    with pytest.raises(Misuse, match="attention of its last block"):
+        attention.attention_of(Encoder(name=f"timm:{name}", options=options).build(32), torch.zeros(1, 3, 32, 32))
 
 
 def test_patch_colours_tell_two_kinds_of_tokens_apart(vit):
@@ -192,6 +218,9 @@ def test_pictures_of_an_image_file(run, digits_runs, tmp_path):
         (["curves", "RUN", "--out", "x.gif"], ".svg"),
         (["attention", "RUN"], "patch"),
         (["teacher", "RUN"], "DINO"),
+        (["curves", "RUN", "--size", "64"], "size=64: attention, patches"),
+        (["map", "RUN", __file__], "test_figures.py: neighbours"),
+        (["hypersphere", "RUN", "RUN"], "a second run"),
     ],
 )
 def test_the_commands_misuse(run, digits_runs, tmp_path, args, said):

@@ -1,8 +1,11 @@
 """The report: what it says is what the run folder holds, whatever state that is in, and a browser shows it as it should."""
 
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +16,10 @@ from torch import nn
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
 from selfdistill.diagnose.verdict import State
+from selfdistill.errors import Failure
 from selfdistill.report import page, pictures, sections
 from selfdistill.report.pictures import Look
+from selfdistill.train.subject import subject_on
 from tests.conftest import TINY, VIT
 from tests.report.browser import CHROMIUM, Browser
 
@@ -130,10 +135,31 @@ def test_data_that_has_gone_leaves_the_rest(tmp_path):
     assert "Training images at the left" in text_of(told(sections.neighbours, run))
     assert "1.00" not in words_of(pictures.neighbours(pictures.Asked([Look(run)])))  # an image is not its own neighbour
     shutil.rmtree(photos)
+    with pytest.raises(sd.Misuse, match="photos"):
+        sd.measure(run.path, "knn")
+    elsewhere = Source("noise", Pixels(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 2, ("a", "b")))
+    assert subject_on(run.path, (), replace(elsewhere, test=elsewhere.train)).frozen[0].shape == (40, 16)  # they are not asked for
     text = sd.write_report(run.path).read_text()
     assert "photos" in text
     assert text.count("Not shown") == 4  # worth, embeddings, neighbours, map
     assert "Loss, std of the outputs" in text
+
+
+def test_why_something_is_not_shown_stands_as_it_was_said():
+    def gone():
+        raise Failure("/data/../shards-{000..127}.tar: no such file.")
+        yield
+
+    assert [words.text for words in sections.told(gone())] == ["Not shown: /data/../shards-{000..127}.tar: no such file."]
+
+
+def test_a_run_folder_whose_name_is_not_utf8_has_a_report(tmp_path, runs):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff$_$"))
+    try:
+        shutil.copytree(runs[0].path, folder)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    assert r"r\udcff$_$" in sd.write_report(folder).read_text()
 
 
 def test_a_run_that_diverged_has_a_report(tmp_path, tiny_source):

@@ -51,9 +51,9 @@ def picture(found: dict[str, Any]) -> bytes:
         panels[3].annotate(
             row["verdict"], (1.03, place), xycoords=("axes fraction", "data"), fontsize=8, va="center", annotation_clip=False
         )
-    panels[0].set_yticks(list(places), [_short(f"{name}: {row['says']}") for name, row in rows.items()], fontsize=8)
+    panels[0].set_yticks(list(places), [_short(f"{name}: {row['says']}") for name, row in rows.items()], fontsize=8, parse_math=False)
     panels[0].invert_yaxis()
-    figure.suptitle(f"{found['table']}: {found['says']} ({found['source']})\n{' '.join(found['settings'])}", fontsize=9)
+    figure.suptitle(f"{found['table']}: {found['says']} ({found['source']})\n{' '.join(found['settings'])}", fontsize=9, parse_math=False)
     return _png(figure)
 
 
@@ -70,7 +70,7 @@ def curves(found: dict[str, Any], runs: Mapping[str, Sequence[str]], keys: Seque
         panel.set_title(key, fontsize=9)
         panel.grid(alpha=0.3)
     panel.legend(fontsize=7)
-    figure.suptitle(f"{found['table']}: {found['source']}", fontsize=9)
+    figure.suptitle(f"{found['table']}: {found['source']}", fontsize=9, parse_math=False)
     return _png(figure)
 
 

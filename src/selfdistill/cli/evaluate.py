@@ -37,7 +37,7 @@ def evaluate(
     """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
     from selfdistill.protocols import is_protocol_setting, kept, measured, protocols_of
     from selfdistill.train.run import EVALUATION
-    from selfdistill.train.subject import subject_of
+    from selfdistill.train.subject import subject_on
 
     names = [word for word in what if "=" not in word or Path(word).is_dir()]
     settings = [word for word in what if word not in names]
@@ -46,8 +46,7 @@ def evaluate(
     own = [s for s in settings if is_protocol_setting(s)]
     own += [f"knn.{key}={value}" for key, value in (("ks", None if k is None else [k]), ("temperature", temperature)) if value is not None]
     protocols = protocols_of(map(str.strip, protocol.split(",")), own)
-    subjects = [subject_of(name, [s for s in settings if s not in own]) for name in names]
-    subjects = [subject.on(to) for subject in subjects] if to else subjects
+    subjects = [subject_on(name, [s for s in settings if s not in own], to) for name in names]
     found: list[dict[str, Any]] = []
     try:
         for subject in subjects:

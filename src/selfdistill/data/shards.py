@@ -46,7 +46,7 @@ class Slices(Encoded):
 
     def path(self, i: int) -> str:
         archive, start, _ = self.where[i].tolist()
-        return f"{self.archives[archive]}@{start}"
+        return f"{printable(self.archives[archive])}@{start}"
 
     def pick(self, rows: Tensor) -> Slices:
         return replace(self, where=self.where[rows], labels=picked(self.labels, rows))

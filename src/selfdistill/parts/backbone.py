@@ -144,7 +144,7 @@ def _token_wise(net: nn.Module) -> tuple[str, ...]:
         return ()
     block: Any = net.blocks[-1]
     if (
-        (type(block), type(block.attn)) != (Block, Attention)
+        (type(block), type(getattr(block, "attn", None))) != (Block, Attention)
         or type(block.attn.proj) is not nn.Linear
         or type(block.mlp) not in (Mlp, SwiGLU)
     ):

@@ -17,7 +17,7 @@ from selfdistill.data.images import Pixels, read_image
 from selfdistill.data.reading import BadImage, extensions
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import IGNORED, dense_probes, scenes
-from selfdistill.protocols.frozen import Count, Found, Positive, Protocol
+from selfdistill.protocols.frozen import Count, Found, Positive, Protocol, Seed
 from selfdistill.train.subject import Subject
 from selfdistill.views.augment import normalize
 from selfdistill.views.draw import permutation
@@ -41,7 +41,7 @@ class Dense(Protocol):
     temperature: Positive = 0.07
     epochs: Count = 30
     """of the linear probe: an image gives as many examples as it has places"""
-    seed: int = 0
+    seed: Seed = 0
 
     def measure(self, subject: Subject) -> Found:
         (bank, masks), (test, targets) = self._scenes(subject) if self.data == "scenes" else self._folder(subject)

@@ -18,6 +18,7 @@ from selfdistill.train.subject import Subject
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
@@ -66,7 +67,7 @@ class Linear(Protocol):
     rates: Rates = linear.RATES
     epochs: Count = 100
     batch_size: Count = 256
-    seed: int = 0
+    seed: Seed = 0
 
     def probe(self, subject: Subject) -> linear.Probe:
         bank, labels, _, _ = subject.frozen
@@ -82,7 +83,7 @@ class Logistic(Protocol):
 
     strengths: Rates = logistic.STRENGTHS
     steps: Count = 1000
-    seed: int = 0
+    seed: Seed = 0
 
     def measure(self, subject: Subject) -> Found:
         found = logistic.logistic(*subject.frozen, **self.model_dump())
@@ -103,7 +104,7 @@ class Clustering(Protocol):
     """k-means on the held-out images' features, as many clusters as classes."""
 
     starts: Count = 10
-    seed: int = 0
+    seed: Seed = 0
 
     def measure(self, subject: Subject) -> Found:
         found = clustering(*subject.frozen[2:], starts=self.starts, seed=self.seed)

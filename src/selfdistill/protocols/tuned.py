@@ -12,7 +12,7 @@ from selfdistill.errors import Misuse
 from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
 from selfdistill.parts.optim import AdamW
-from selfdistill.protocols.frozen import Count, Found, Protocol, Rates
+from selfdistill.protocols.frozen import Count, Found, Protocol, Rates, Seed
 from selfdistill.train.run import device_of, untrained
 from selfdistill.train.subject import Subject
 from selfdistill.views.draw import balanced
@@ -26,7 +26,7 @@ class Tuning(Protocol):
     batch_size: Annotated[int, Field(ge=2)] = 256
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with Nesterov's momentum 0.9 (SimCLR, BYOL)"""
-    seed: int = 0
+    seed: Seed = 0
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         how = {name: getattr(self, name) for name in ("rates", "batch_size", "seed")}
@@ -78,7 +78,7 @@ class Semi(Tuning):
                 network, bank[few], labels[few], test, targets, validation=judged, epochs=epochs, **self.settings(subject)
             )
             probe = linear_probe(features[few], labels[few], seed=self.seed, validation=(features[held], labels[held]))
-            name = f"{share:.2%}".rstrip("0%").rstrip(".") + "%"
+            name = f"{100 * share:.6g}%"
             results |= {f"{name} finetune": tuned.accuracy, f"{name} linear": probe.accuracy(test_features, targets)}
             chosen[name] = {"images": len(few), "rate": tuned.rate, "linear rate": probe.rate}
         return Found(results, chosen)

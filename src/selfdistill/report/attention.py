@@ -13,13 +13,16 @@ from selfdistill.parts.backbone import Backbone
 from selfdistill.report.embeddings import shown
 from selfdistill.report.style import blank, panels, titled
 
+NO_MAP = "the attention of its last block is not of each token to each, as a ViT's is; patches shows its tokens"
+
 
 def patch_side(backbone: Backbone) -> int:
     """Pixels of a patch. Raises `Misuse` for a network without patches."""
     embed: Any = getattr(backbone.net, "patch_embed", None)
     if embed is None or not hasattr(backbone.net, "num_prefix_tokens"):
         raise Misuse(f"{type(backbone.net).__name__} has no patch tokens: attention and patches are of a ViT (encoder=timm:vit_...)")
-    return int(embed.patch_size[0])
+    side = embed.patch_size
+    return int(side if isinstance(side, int) else side[0])
 
 
 @torch.no_grad()
@@ -29,7 +32,10 @@ def attention_of(backbone: Backbone, x: Tensor) -> Tensor:
     side, net = patch_side(backbone), _any(backbone.net)
     if not net.num_prefix_tokens:
         raise Misuse(f"{type(net).__name__} has no class token whose attention could be shown; patches shows its tokens")
-    attend, found = net.blocks[-1].attn, []
+    attend: Any = getattr(net.blocks[-1], "attn", None)
+    if not (hasattr(attend, "fused_attn") and hasattr(attend, "attn_drop")):
+        raise Misuse(f"{type(net).__name__}: {NO_MAP}")
+    found: list[Tensor] = []
     fused, attend.fused_attn = attend.fused_attn, False  # only the unfused product leaves its weights, as attn_drop's input
     hook = attend.attn_drop.register_forward_hook(lambda module, args, out: found.append(args[0]))
     try:
@@ -37,7 +43,10 @@ def attention_of(backbone: Backbone, x: Tensor) -> Tensor:
     finally:
         attend.fused_attn = fused
         hook.remove()
-    return found[0][:, :, 0, net.num_prefix_tokens :].float().unflatten(-1, (x.shape[2] // side, x.shape[3] // side))
+    h, w = x.shape[2] // side, x.shape[3] // side
+    if not found or found[0].shape[-2:] != 2 * (net.num_prefix_tokens + h * w,):
+        raise Misuse(f"{type(net).__name__}: {NO_MAP}")
+    return found[0][:, :, 0, net.num_prefix_tokens :].float().unflatten(-1, (h, w))
 
 
 @torch.no_grad()

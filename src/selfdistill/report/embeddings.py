@@ -106,11 +106,12 @@ def sphere_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str
         front = points @ eye > 0  # the far half would shine through
         for name, rows, colour, marker in by_class(labels, classes, len(points)):
             x = points[rows & front]
-            ax.scatter(*x.T, s=9, color=colour, marker=marker, label=name, depthshade=False, linewidths=0)
-            if len(x) > 4 and labels is not None:
+            ax.scatter(*x.T, s=9, color=colour, marker=marker, depthshade=False, linewidths=0)
+            if len(x) > 4 and name:
                 at = F.normalize(x.mean(0), dim=0) * 1.12
                 halo = [withStroke(linewidth=2.5, foreground="white")]
-                ax.text(*at.tolist(), name, fontsize=8, weight="bold", ha="center", va="center", zorder=10, path_effects=halo)
+                how = {"fontsize": 8, "weight": "bold", "ha": "center", "va": "center", "zorder": 10, "parse_math": False}
+                ax.text(*at.tolist(), name, path_effects=halo, **how)
         ax.view_init(20, turn)
         ax.set_box_aspect((1, 1, 1), zoom=1.6)
         ax.set_axis_off()
@@ -138,9 +139,9 @@ def map_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str] =
     for name, rows, colour, marker in by_class(labels, classes, len(z)):
         of = xy[rows.numpy()]
         ax.scatter(*of.T, s=12, color=colour, marker=marker, linewidths=0, alpha=0.8)
-        if labels is not None:
+        if name:
             box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85, "lw": 1}
-            ax.annotate(name, np.median(of, 0), fontsize=8, weight="bold", ha="center", va="center", bbox=box)
+            ax.annotate(name, np.median(of, 0), fontsize=8, weight="bold", ha="center", va="center", bbox=box, parse_math=False)
     blank(ax)
     titled(ax, f"t-SNE of {len(z)} images' l2-normalised features")
     return figure
@@ -192,11 +193,10 @@ def _principal(z: Tensor, d: int) -> tuple[Tensor, str]:
 
 
 def by_class(labels: Tensor | None, classes: Sequence[str], n: int) -> list[tuple[str, Tensor, str, str]]:
-    """(name, rows, colour, marker) of each class; one of all where there are no labels."""
-    if labels is None:
-        return [("", torch.ones(n, dtype=torch.bool), COLOURS[0], MARKERS[0])]
-    found = labels[labels >= 0].unique().tolist()
-    return [
-        ((classes[c] if classes else str(c)).replace("$", r"\$"), labels == c, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        for i, c in enumerate(found)
-    ]
+    """(name, rows, colour, marker) of each class; before them those without a label, without a name, in grey among classes."""
+    unknown = torch.ones(n, dtype=torch.bool) if labels is None else labels < 0
+    found = [] if labels is None else labels[~unknown].unique().tolist()
+    groups = [("", unknown, LIGHT if found else COLOURS[0], MARKERS[0])] if unknown.any() else []
+    for i, c in enumerate(found):
+        groups.append((classes[c] if classes else str(c), labels == c, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]))
+    return groups

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from selfdistill.data.images import printable
 from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.report.pictures import Look, named
@@ -40,13 +41,14 @@ def html(runs: Sequence[Run]) -> str:
     env = Environment(loader=PackageLoader("selfdistill.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     env.filters |= {"picture": picture, "jpeg": lambda sheet: data_uri("image/jpeg", sheet)}
     script = env.loader.get_source(env, "page.js")[0]  # type: ignore[union-attr]
-    return env.get_template("page.html").render(
+    made = env.get_template("page.html").render(
         title=", ".join(name for name, _ in pages),
         together=_nonempty([("Side by side", list(told(side_by_side(looks))))]) if len(runs) > 1 else [],
         runs=[(name, _nonempty(sections)) for name, sections in pages],
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return printable(made)  # a path or a message may have bytes that are no UTF-8
 
 
 def _nonempty(sections: Iterable[tuple[str, list[Block]]]) -> list[tuple[str, list[Block]]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfdistill.data.images import BadImage, Images, Pixels, printable, read_image, spread
 from selfdistill.data.loader import in_memory
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.report import attention, curves, embeddings
 from selfdistill.train.diagnosis import projections
 from selfdistill.train.run import Run, features_of
@@ -121,8 +121,10 @@ def neighbours(asked: Asked, k: int = 8, queries: int = 8) -> Figure:
         cosine[cosine > 1 - 1e-5] = -1.0  # a training image asks: itself, and copies of it, are no answer
     similarity, places = cosine.topk(min(k, len(bank)), dim=1)
     near = in_memory(bank.pick(places.flatten()), run.recipe.views, run.recipe.workers)
-    known = images.labels is not None and bank.labels is not None
-    right = bank.labels[places] == images.labels[:, None] if known else None  # type: ignore[index]
+    right = None
+    if images.labels is not None and bank.labels is not None:
+        theirs, mine = bank.labels[places], images.labels[:, None]  # [Q, k], [Q, 1]
+        right = (theirs == mine) | (theirs < 0) | (mine < 0)  # of an image without a label nothing is known
     return embeddings.neighbours_figure(pixels, near.pixels.unflatten(0, places.shape), similarity, right)
 
 
@@ -152,6 +154,25 @@ PICTURES: dict[str, Callable[[Asked], Figure]] = {
     "attention": attention_maps,
     "patches": patches,
 }
+
+
+OF_RUNS, OF_FILES, OF_SIZE = ("curves", "teacher", "spectrum"), ("neighbours", "attention", "patches"), ("attention", "patches")
+"""those that show several runs, take image files, and take a size"""
+
+
+def drawn(what: str, asked: Asked) -> Figure:
+    """The figure of that name. Raises `Misuse` for one that there is not, and for what it does not take."""
+    if what not in PICTURES:
+        raise Misuse(f"picture {what}: allowed: {', '.join(PICTURES)}.{did_you_mean(what, PICTURES)}")
+    asks = {
+        OF_RUNS: [f"a second run, {look.run.path}" for look in asked.looks[1:]],
+        OF_FILES: list(map(str, asked.files)),
+        OF_SIZE: [f"size={asked.size}"] if asked.size else [],
+    }
+    for takes, given in asks.items():
+        if given and what not in takes:
+            raise Misuse(f"picture {what}: does not take {given[0]}: {', '.join(takes)} do")
+    return PICTURES[what](asked)
 
 
 def named(looks: Sequence[Look]) -> dict[str, Look]:

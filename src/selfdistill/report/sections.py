@@ -247,7 +247,7 @@ def told(blocks: Iterator[Block]) -> Iterator[Block]:
     try:
         yield from blocks
     except (Misuse, Failure, OSError) as e:
-        yield Words(f"Not shown: {e}.".replace("..", "."))
+        yield Words(f"Not shown: {str(e).removesuffix('.')}.")
 
 
 def _number(value: Any) -> str:

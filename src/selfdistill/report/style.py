@@ -32,7 +32,7 @@ def panels(rows: int, columns: int, side: tuple[float, float] = (3.4, 2.6), **op
 
 
 def titled(ax: Axes, title: str, x: str = "", y: str = "") -> None:
-    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_title(title, fontsize=9, loc="left", parse_math=False)  # a name may have $ in it
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)
 
@@ -47,7 +47,7 @@ def label_ends(ax: Axes, lines: list[tuple[str, str, float, float]]) -> None:
         places[n] = max(places[n], places[n - 1] + gap * (1 + placed[n - 1][1].count("\n")))
     over = max(0.0, places[-1] - 1.0) if places else 0.0
     for (_, name, colour), place in zip(placed, places, strict=True):
-        ax.text(1.02, place - over, name, color=colour, fontsize=7, va="center", transform=ax.transAxes)
+        ax.text(1.02, place - over, name, color=colour, fontsize=7, va="center", transform=ax.transAxes, parse_math=False)
 
 
 def blank(ax: Axes) -> None:

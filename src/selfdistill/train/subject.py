@@ -108,6 +108,13 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
     return Subject(name, _placed(_built(name, recipe)).eval(), recipe, source)
 
 
+def subject_on(what: str | Path | Run, settings: Sequence[str], to: str | Source | None) -> Subject:
+    """`subject_of`, taken to other images where `to` names some (transfer): a run's own need not be there any more."""
+    if to is None or is_run(what):
+        return subject_of(what, settings, to)
+    return subject_of(what, settings).on(to)
+
+
 def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source | None) -> Subject:
     if not isinstance(what, Run) and not Path(what).is_dir():
         raise Misuse(f"{what}: neither a run folder nor {OTHERS}.{did_you_mean(str(what), (RAW, RANDOM))}")
