@@ -83,6 +83,38 @@ def test_an_option_that_yaml_reads_as_a_key_without_a_value_is_refused():
         METHODS["dino"].edit(["encoder.options={depth:3}"])
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("xcit_nano_12_p16_224", {"depth": 1}, "embeds patches in a way of its own"),
+        ("vit_tiny_patch16_224", {"depth": 1, "patch_drop_rate": 0.5}, "patch_drop_rate"),
+        ("vit_tiny_patch16_224", {"depth": 1, "patch_size": 8}, "into 16 patches"),
+        ("resnet18", {}, "no patches to mask"),
+    ],
+)
+def test_patches_that_cannot_be_masked_are_refused_when_the_network_is_built(name, options, said):
+    with pytest.raises(Misuse, match=said):
+        Encoder(name=f"timm:{name}", options=options).build(32).check_patches(2, 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("mixer_s32_224", {}, 64),
+        ("crossvit_9_240", {}, 240),
+        ("convit_tiny", {"depth": 2}, 64),  # 16 tokens, one of which is taken for a class token
+    ],
+)
+def test_what_has_no_map_says_so(name, options, size):
+    with pytest.raises(Misuse, match="where in the image"):
+        Encoder(name=f"timm:{name}", options=options).build(size).maps(torch.zeros(1, 3, size, size))
+
+
+def test_a_size_that_a_network_asserts_against_without_a_word_is_refused_with_one():
+    with pytest.raises(Misuse, match=r"64 x 64 images .*: its parts do not divide"):
+        Encoder(name="timm:halonet26t").build(64)
+
+
 @pytest.mark.parametrize("pool", ["token", "avg", ""])
 def test_features_beside_tokens_are_those_of_a_pass_without_masks(pool):
     encoder = Encoder(name="timm:vit_tiny_patch16_224", options={"depth": 1, "global_pool": pool}).build(32).eval()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfdistill.errors import Misuse
-from selfdistill.parts.backbone import Backbone
+from selfdistill.parts.backbone import Backbone, why
 from selfdistill.parts.collective import ranks
 from selfdistill.parts.head import FrozenAtFirst, prototypes_shared
 from selfdistill.parts.loss import Output
@@ -85,7 +85,7 @@ class Siamese(nn.Module):
             try:
                 backbone.width(channels, local)
             except (AssertionError, RuntimeError) as e:
-                raise Misuse(f"views.locals.size={local}: the encoder does not take {local} x {local} crops: {e}") from e
+                raise Misuse(f"views.locals.size={local}: the encoder does not take {local} x {local} crops: {why(e)}") from e
         projector = recipe.projector.build(backbone.dim) if recipe.projector else nn.Identity()
         patch_projector = recipe.patch_projector.build(backbone.dim) if recipe.patch_projector else None
         dim = recipe.projector.out if recipe.projector else backbone.dim

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from timm.layers.mlp import Mlp, SwiGLU
+from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
 from torch import Tensor, nn
 
@@ -46,12 +47,16 @@ class Backbone(nn.Module):
         """Raises `Misuse` unless the network is a ViT that cuts `size` x `size` images into `side` x `side` patches."""
         if not hasattr(self.net, "patch_embed") or not hasattr(self.net, "num_prefix_tokens"):
             raise Misuse(f"views.masks: {type(self.net).__name__} has no patches to mask; use encoder=timm:vit_... or views.masks=none")
+        if any(getattr(module, "prob", 0) for module in self.net.modules() if isinstance(module, PatchDropout | PatchDropoutWithIndices)):
+            raise Misuse("views.masks: encoder.options.patch_drop_rate drops patches that the masks ask for: leave it out")
+        x = torch.zeros(1, channels, size, size)
         with torch.no_grad():
-            found = self.tokens(torch.zeros(1, channels, size, size))[1].shape[1]
-        if found != side * side:
-            raise Misuse(
-                f"views.masks.patch: the encoder cuts a view of {size} pixels into {found} patches, the masks into {side} x {side}"
-            )
+            found = self.tokens(x)[1].shape[1]
+            if found != side * side:
+                raise Misuse(
+                    f"views.masks.patch: the encoder cuts a view of {size} pixels into {found} patches, the masks into {side} x {side}"
+                )
+            self.tokens(x, torch.zeros(1, side, side, dtype=torch.bool), torch.zeros(self.dim))
 
     def features(self, x: Tensor) -> Tensor:
         """[B, F], as `forward` has them, without the part of a ViT's last block that they do not read."""
@@ -68,6 +73,8 @@ class Backbone(nn.Module):
         def hide(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
             assert mask is not None
             assert mask_token is not None
+            if not isinstance(embedded, Tensor):
+                raise Misuse(f"views.masks: {type(net).__name__} embeds patches in a way of its own: use encoder=timm:vit_...")
             hidden = mask if embedded.ndim == 4 else mask.flatten(1)
             return torch.where(hidden[..., None], mask_token.to(embedded.dtype), embedded)
 
@@ -120,11 +127,20 @@ class Backbone(nn.Module):
         try:
             h = net.forward_features(x)
         except (AssertionError, RuntimeError) as e:
-            raise Misuse(f"{type(net).__name__} does not take images of {x.shape[-2]} x {x.shape[-1]} pixels: {e}") from e
-        if h.ndim == 3:
+            raise Misuse(f"{type(net).__name__} does not take images of {x.shape[-2]} x {x.shape[-1]} pixels: {why(e)}") from e
+        if isinstance(h, Tensor) and h.ndim == 4:
+            return h.permute(0, 3, 1, 2) if str(getattr(net, "output_fmt", "NCHW")) == "NHWC" else h
+        if isinstance(h, Tensor) and h.ndim == 3 and hasattr(net, "num_prefix_tokens"):
             h = h[:, net.num_prefix_tokens :].mT  # [B, F, n]
-            return h.unflatten(2, (math.isqrt(h.shape[2]), -1))
-        return h.permute(0, 3, 1, 2) if str(getattr(net, "output_fmt", "NCHW")) == "NHWC" else h
+            side = math.isqrt(h.shape[2])
+            if side * side == h.shape[2]:
+                return h.unflatten(2, (side, side))
+        raise Misuse(f"{type(net).__name__} does not say where in the image its features lie, so there is no map of them")
+
+
+def why(e: Exception) -> str:
+    """What a network said that did not take images; some assert without a word."""
+    return str(e) or "its parts do not divide images of that size"
 
 
 def _pooled(h: Tensor) -> Tensor:

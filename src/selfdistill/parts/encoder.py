@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from selfdistill.errors import Failure, Misuse, did_you_mean
-from selfdistill.parts.backbone import Backbone
+from selfdistill.parts.backbone import Backbone, why
 from selfdistill.spec import Spec
 
 Stem = Literal["7x7", "3x3", "3x3/2"]
@@ -50,7 +50,7 @@ class Encoder(Spec):
         try:
             return Backbone(net, self.channels, size)
         except (AssertionError, RuntimeError) as e:
-            raise Misuse(f"encoder={self.name} does not take {size} x {size} images (views.size={size}): {e}") from e
+            raise Misuse(f"encoder={self.name} does not take {size} x {size} images (views.size={size}): {why(e)}") from e
 
 
 class SmallResNet(nn.Module):
