@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import selfdistill as sd
+from selfdistill.api import recipe_of
 from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, leaves
@@ -140,3 +141,38 @@ def test_masked_views_take_one_way_pairs(tiny_source, tmp_path):
     run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", **{**TINY_OF["ibot"], **one_way, "epochs": 1})
     assert run.summary["step"] == 3
     assert not (run.path / "bad_steps").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("method: simsiam\nepochs: 7\n", ["epochs=7"]),
+        ("method: dino\nteacher: {tau: {base: 0.9}}\n", ["teacher.tau.base=0.9"]),
+        ("method: byol\nteacher: {kind: snapshot, every: 3}\npredictor: null\n", ["teacher=snapshot", "every=3", "predictor=none"]),
+        ("method: dino\nterms: {views: {weight: {base: 2}}}\n", ["terms.views.weight=2"]),
+        ("method: ibot\nencoder: {options: {depth: 3}}\n", ["encoder.options={depth: 3}"]),
+    ],
+)
+def test_what_a_yaml_of_ones_own_leaves_out_is_as_the_method_has_it(tmp_path, text, settings):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    recipe = METHODS[yaml.safe_load(text)["method"]]
+    assert recipe_of(str(path)) == recipe.edit(settings)
+
+
+def test_a_wrong_word_on_the_way_to_a_field_is_answered_with_the_whole_way():
+    with pytest.raises(sd.Misuse, match=r"Did you mean views\.augment\.flip\?"):
+        METHODS["byol"].edit(["view.augment.flip=0"])
+
+
+def test_a_term_that_a_yaml_leaves_out_of_its_terms_is_taken_out(tmp_path):
+    tree = yaml.safe_load(METHODS["ibot"].to_yaml())
+    del tree["terms"]["patches"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    assert recipe_of(str(tmp_path / "mine.yaml")).terms.keys() == {"views"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_own_yaml_is_the_method(method, tmp_path):
+    (tmp_path / "mine.yaml").write_text(METHODS[method].to_yaml())
+    assert recipe_of(str(tmp_path / "mine.yaml")) == METHODS[method]

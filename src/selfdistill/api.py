@@ -78,7 +78,7 @@ def recipe_of(name: str) -> Recipe:
     if path.suffix == ".py":
         return _defined_in(path)
     if path.is_file():
-        return Recipe.from_yaml(path)
+        return Recipe.from_yaml(path, METHODS)
     known = f"{', '.join(METHODS)} (or name a recipe's YAML or .py file or a run folder)"
     raise Misuse(f"{name}: no such method; there are {known}.{did_you_mean(name, METHODS)}")
 
@@ -179,6 +179,8 @@ def diagnosis_of(
     if not is_run(name):
         of = subject_of(name, asked)
         return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)
+    if Path(name).is_file():
+        raise Misuse(f"{name}: is a file, and embeddings are read from {' and '.join(FORMATS)}")
     return diagnosis.of_run(load(name), augmentations)
 
 

@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 
 
-def did_you_mean(word: str, words: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
-    """The end of a message: the nearest of `words`, with what stands `before` it, or nothing."""
+def did_you_mean(word: str, words: Iterable[str], before: str = "", after: str = "", cutoff: float = 0.6) -> str:
+    """The end of a message: the nearest of `words`, with what stands `before` and `after` it, or nothing."""
     near = get_close_matches(word, list(words), 1, cutoff)
-    return f" Did you mean {before}{near[0]}?" if near else ""
+    return f" Did you mean {before}{near[0]}{after}?" if near else ""
 
 
 class Misuse(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -205,8 +205,9 @@ class Recipe(Spec):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
 
     @classmethod
-    def from_yaml(cls, path: Path) -> Recipe:
-        """Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
+    def from_yaml(cls, path: Path, methods: Mapping[str, Recipe] | None = None) -> Recipe:
+        """A recipe from its file. What a file of a user's own leaves out is as its method has it, where `methods` holds that; a run's is
+        whole. Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
         try:
             tree = yaml_of(path.read_text())
         except (OSError, ValueError) as e:
@@ -216,7 +217,8 @@ class Recipe(Spec):
         made = {name: tree.pop(name, None) for name in RECORD}
         try:
             check_format(made["format"], made["versions"])
-            return _validated(tree)
+            base = methods.get(str(tree.get("method"))) if methods and made["format"] is None else None
+            return _validated(_over(base, tree))
         except Misuse as e:
             unknown = [key for key in tree if key not in cls.model_fields]
             raise Misuse(
@@ -253,6 +255,17 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{path}.{key}" if path else key)
     else:
         yield path, tree
+
+
+def _over(base: Any, tree: Any) -> Any:
+    """Plain data over a spec: what it leaves out is the spec's, unless it is of another kind. Of a dict what `tree` names stays."""
+    if not isinstance(tree, dict):
+        return tree
+    if isinstance(base, dict):
+        return {name: _over(base.get(name), value) for name, value in tree.items()}
+    if isinstance(base, Spec) and tree.get("kind", kind_of(type(base))) == kind_of(type(base)):
+        return base.model_dump() | {name: _over(getattr(base, str(name), None), value) for name, value in tree.items()}
+    return tree
 
 
 def _validated(tree: dict[str, Any]) -> Recipe:

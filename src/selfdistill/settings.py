@@ -65,7 +65,7 @@ def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -
         raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={kind_of(specs[0]) or '{...}'}")
     cls = next((c for c in specs if kind_of(c) == node.get("kind", "")), specs[0])
     if name not in cls.model_fields:
-        hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], cutoff=0.5)
+        hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], after="".join(f".{n}" for n in rest), cutoff=0.5)
         hint += "".join(f" {here}={kind_of(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
         owner = f"{here}={node['kind']}" if "kind" in node else here
         fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"

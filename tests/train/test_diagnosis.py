@@ -168,6 +168,7 @@ def test_the_command_on_a_timm_backbone(run):
         (["nowhere"], "recipe.yaml"),
         (["nowhere.npy"], "nowhere.npy"),
         (["z.txt", "--labels", "y.npy"], ".npy or .parquet"),
+        ([__file__], "embeddings are read from .npy and .parquet"),
         (["timm:resnet81", "data=digits"], "resnet18"),
         (["timm:resnet18", "data=digit"], "digits"),
         (["nowhere.npy", "data=digits"], "timm:NAME"),

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 import selfdistill as sd
+from selfdistill.data.images import Pixels, Source
+from selfdistill.errors import Misuse
 from selfdistill.train import checkpoint
 from selfdistill.train import run as run_module
 from tests.conftest import TINY, TINY_OF, VIT
@@ -213,6 +215,12 @@ def test_what_cannot_train_is_refused_before_it_starts(method, settings, said, t
     with pytest.raises(sd.Misuse, match=said):
         sd.pretrain(method, data=tiny_source, out=tmp_path / "run", **{**TINY_OF[method], **settings})
     assert not (tmp_path / "run").exists()
+
+
+def test_one_image_in_all_is_too_few(tmp_path):
+    pixels = Pixels(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(Misuse, match="data=one has 1 image to train on: two at least"):
+        sd.pretrain("simsiam", data=Source("one", pixels), out=tmp_path / "run", **TINY)
 
 
 def test_one_image_alone_without_batchnorm_trains(tiny_source, tmp_path):

@@ -30,7 +30,9 @@ def pretrain(
     out: Annotated[Path | None, typer.Option(help="the run folder, a new one under runs/ if not given")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out from its checkpoint")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="say where the time went, and write profile.json and trace.json")] = False,
-    config: Annotated[Path | None, typer.Option(help="a recipe's YAML file in place of the method's own")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="a recipe's YAML file in place of the method's own; what it leaves out is as the method has it")
+    ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="write report.html into the run folder at the end")] = True,
 ) -> None:
     """Pretrain METHOD on images: selfdistill pretrain simsiam data=path/to/images epochs=100."""
@@ -44,7 +46,7 @@ def pretrain(
     if config and resume:
         raise Misuse(f"--config {config} with --resume: a run goes on with its own recipe; leave one out")
     if config:
-        recipe = api.Recipe.from_yaml(config)
+        recipe = api.Recipe.from_yaml(config, api.METHODS)
         if method not in (None, recipe.method):
             raise Misuse(f"METHOD {method} with --config {config}, a recipe of {recipe.method}: name one of them")
     elif resume and out:

@@ -50,7 +50,6 @@ def export(subject: Subject, format: str, of: str | None = None, out: Path | Non
     if format not in FORMATS:
         raise Misuse(f"--format {format}: allowed: {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     made = FORMATS[format]
-    require(f"--format {format}", format, *made.needs)
     if not isinstance(subject.backbone, Backbone):
         raise Misuse(f"{subject.name}: has no network that could be exported")
     who, backbone = backbone_of(subject, of)
@@ -60,6 +59,8 @@ def export(subject: Subject, format: str, of: str | None = None, out: Path | Non
     source, recipe = subject.source, subject.recipe
     images = next(plain_batches(spread(source.test or source.train, IMAGES), recipe.views, torch.device("cpu"), recipe.workers))
     kept = Kept(backbone.cpu(), recipe, who, images)
+    made.check(kept)
+    require(f"--format {format}", format, *made.needs)
     with whole_folder(out) as folder:
         made.write(kept, folder)
         done = _compared(kept, format, folder, out)

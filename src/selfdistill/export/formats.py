@@ -70,9 +70,12 @@ class Format(ABC):
     needs: tuple[str, ...] = ()
     """packages beyond the package's own"""
 
+    def check(self, kept: Kept) -> None:  # noqa: B027  # most hold any
+        """Raises `Misuse` where the format cannot hold the network."""
+
     @abstractmethod
     def write(self, kept: Kept, folder: Path) -> None:
-        """The files. Raises `Misuse` where the format cannot hold the network."""
+        """The files."""
 
     @abstractmethod
     def code(self, kept: Kept) -> str:
@@ -124,6 +127,9 @@ class Timm(Format):
     """A folder that timm opens: model.safetensors, and config.json with the call of create_model."""
 
     library = "timm"
+
+    def check(self, kept: Kept) -> None:
+        timm_call(kept)
 
     def write(self, kept: Kept, folder: Path) -> None:
         name, keywords = timm_call(kept)
@@ -182,13 +188,15 @@ class HuggingFace(Timm):
 class Torchvision(Format):
     """A state dict that torchvision's ResNets take: timm has the same names for the same layers."""
 
-    def write(self, kept: Kept, folder: Path) -> None:
+    def check(self, kept: Kept) -> None:
         name, _ = timm_call(kept)
         if name not in TORCHVISION:
             raise Misuse(f"--format torchvision: it has no {name} with the same weights, only {', '.join(TORCHVISION)}: use --format timm")
         if kept.recipe.encoder.channels != 3:
             channels = kept.recipe.encoder.channels
             raise Misuse(f"--format torchvision: its {name} takes images of 3 channels, the run's have {channels}: use --format timm")
+
+    def write(self, kept: Kept, folder: Path) -> None:
         kept.save(folder / "model.safetensors")
 
     def code(self, kept: Kept) -> str:

@@ -37,6 +37,8 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     """(recipe, data, what the preset changed): everything that a run will do. Raises `Misuse` where recipe and data do not fit."""
     check_loggers(base.edit(changes))  # before a large folder of images is opened
     recipe, source, changed = on_data(base, changes, source)
+    if len(source.train) < 2:
+        raise Misuse(f"data={recipe.data} has {len(source.train)} image to train on: two at least, and hundreds to learn from")
     if recipe.batch_size > len(source.train):
         raise Misuse(
             f"batch_size={recipe.batch_size} is larger than the data: {recipe.data} has {len(source.train)} training images. "

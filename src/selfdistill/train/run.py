@@ -47,6 +47,8 @@ class Run:
 
     def __init__(self, path: Path, encoder: nn.Module | None = None, source: Source | None = None):
         """`encoder` and `source`: the module and the images of a run that was given its own."""
+        if path.is_file():
+            raise Misuse(f"{path}: is a file, not a run folder")
         if not (path / "recipe.yaml").is_file():
             raise Misuse(f"{path}: not a run folder: it has no recipe.yaml. selfdistill pretrain METHOD --out {path} makes one")
         self.path = path
