@@ -87,12 +87,11 @@ def is_shards(data: str) -> bool:
 def open_shards(data: str) -> Source:
     """The images in the tar files that `data` names (see `is_shards`), in the order of names.
 
-    A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer), the field `label` of
-    `KEY.json` for its label, or where there are none of these the image's folder; an image may have none, and with fewer than two classes
-    none has. Of two images with
-    a key the one of a single ending is it (KEY.png beside KEY.mask.png), else the first. Shards whose name has one of HELD_OUT as a word,
-    or their folder's where the shards are of several, are held out, the first of these whose labels are the training set's; without any,
-    a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
+    A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer) or the field `label` of `KEY.json`
+    for its label, or where there are none of these the image's folder; an image may have none, and with fewer than two classes none has.
+    Of two images with a key the one of a single ending is it (KEY.png beside KEY.mask.png), else the first. Shards whose name has one of
+    HELD_OUT as a word, or their folder's where the shards are of several, are held out, the first of these whose labels are the training
+    set's; without any, a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
     """
     pattern = os.path.join(glob.escape(data), "*.tar") if os.path.isdir(data) else data
     found = [data] if os.path.isfile(data) else [p for expanded in _expanded(pattern) for p in glob.glob(expanded)]
@@ -170,7 +169,7 @@ def _samples(path: Path) -> tuple[list[tuple[str, int, int, str | None]], int]:
                 if ending.lower() in ("cls", "json"):
                     text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
                     label = text.strip() if ending.lower() == "cls" else json.loads(text).get("label")
-                    if label is not None:
+                    if label not in (None, ""):
                         labels[key] = str(label)
                 elif "." + ending.lower().rpartition(".")[2] in extensions():
                     hidden += key in found

@@ -98,10 +98,8 @@ class Safetensors(Format):
     def code(self, kept: Kept) -> str:
         spec, size = kept.recipe.encoder, kept.recipe.views.size
         if spec.name.startswith("python:"):
-            room, of = (
-                "backbone import Backbone",
-                f"Backbone(module, {spec.channels}, {size})  # your own, {spec.name.removeprefix('python:')}",
-            )
+            room = "backbone import Backbone"
+            of = f"Backbone(module, {spec.channels}, {size})  # your own, {spec.name.removeprefix('python:')}"
         else:
             room = "encoder import Encoder"
             of = f"Encoder(**{spec.model_dump()}).build({size})"
