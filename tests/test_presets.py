@@ -54,6 +54,15 @@ def test_fewer_and_smaller_local_crops_are_cut_as_the_papers(method):
     assert (made.count, made.size) == (4, 64)
 
 
+def test_a_preset_leaves_what_the_user_changed_before():
+    """In a YAML or a recipe of their own."""
+    mine = METHODS["simsiam"].edit(["epochs=3", "encoder.name=resnet18", "projector.hidden=[64]"])
+    made, changed = with_preset(mine, "digits")
+    assert (made.epochs, made.encoder.name, made.projector.hidden, made.batch_size) == (3, "resnet18", (64,), 128)
+    assert not {"epochs", "encoder.name", "encoder.options", "projector.hidden"} & {field.key for field in changed}
+    made.encoder.build(8)
+
+
 def test_an_unknown_preset():
     with pytest.raises(Misuse, match="grey-28"):
         with_preset(METHODS["byol"], "gray-28")

@@ -11,6 +11,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.data.order import visible_labels
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.methods import METHODS
 from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import PRESETS, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under
@@ -78,7 +79,8 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
 
 
 def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
-    """The recipe with a preset's changes, and each field that they changed. Raises `Misuse` for a preset that there is not."""
+    """The recipe with a preset's changes, and each field that they changed; one that is no longer as its method has it was changed by
+    the user, and stays. Raises `Misuse` for a preset that there is not."""
     if name == "none":
         return recipe, []
     if name not in PRESETS:
@@ -87,6 +89,9 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
     paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
     fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
+    users = [path for path, _, _ in diff(METHODS.get(recipe.method, recipe), recipe)]
+    users += ["encoder.options"] if "encoder.name" in users else []  # which are the named network's
+    fitting = {key for key in fitting if not any(under(key, path) for path in users)}
     changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
