@@ -62,6 +62,9 @@ def test_a_preset_leaves_what_the_user_changed_before():
     assert not {"epochs", "encoder.name", "encoder.options", "projector.hidden"} & {field.key for field in changed}
     made.encoder.build(8)
 
+    options = METHODS["dino"].edit(["encoder.options={patch_size: 4, depth: 1}"])
+    assert with_preset(options, "digits")[0].encoder.build(8).net.patch_embed.patch_size == (4, 4)
+
 
 def test_an_unknown_preset():
     with pytest.raises(Misuse, match="grey-28"):

@@ -90,7 +90,8 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
     fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
     users = [path for path, _, _ in diff(METHODS.get(recipe.method, recipe), recipe)]
-    users += ["encoder.options"] if "encoder.name" in users else []  # which are the named network's
+    if any(under(key, path) for key in ("encoder.name", "encoder.options") for path in users):
+        users += ["encoder.name", "encoder.options"]  # these are the named network's
     fitting = {key for key in fitting if not any(under(key, path) for path in users)}
     changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
     changed = recipe.edit([setting for setting, _ in changes])
