@@ -66,6 +66,13 @@ def test_a_preset_leaves_what_the_user_changed_before():
     assert with_preset(options, "digits")[0].encoder.build(8).net.patch_embed.patch_size == (4, 4)
 
 
+def test_a_preset_replaces_the_one_that_a_recipe_has_already():
+    """As when a run's recipe goes to another data set, and what its user changed goes with it."""
+    resolved = with_preset(METHODS["simsiam"], "digits")[0].edit(["preset=digits", "epochs=3"])
+    made, _ = with_preset(resolved, "grey-28")
+    assert (made.views.size, made.encoder.stem, made.epochs) == (28, "3x3/2", 3)
+
+
 def test_an_unknown_preset():
     with pytest.raises(Misuse, match="grey-28"):
         with_preset(METHODS["byol"], "gray-28")

@@ -163,17 +163,17 @@ def diagnosis_of(
     of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of random
     ones. augmentations: of each image, for a run's predictor.
     """
-    if pretrained and not str(what).startswith(TIMM):
-        raise Misuse(f"--pretrained: goes with timm:NAME alone; {'a tensor' if isinstance(what, Tensor) else what} is as it is")
-    if settings and (isinstance(what, Tensor) or is_run(what)):
-        raise Misuse(f"{settings[0]}: goes with {OTHERS}; {'a tensor' if isinstance(what, Tensor) else what} is as it is")
+    name, asked = "a tensor" if isinstance(what, Tensor) else str(what), list(settings)
+    if pretrained and not name.startswith(TIMM):
+        raise Misuse(f"--pretrained: goes with timm:NAME alone; {name} is as it is")
+    if settings and is_run(name):
+        raise Misuse(f"{settings[0]}: goes with {OTHERS}; {name} is as it is")
     if isinstance(what, Tensor):
         return diagnosis.of_embeddings(what.detach().cpu(), None if labels is None else read_labels(labels, len(what)))
     if Path(what).suffix in FORMATS:
         return diagnosis.of_embeddings(*read_embeddings(Path(what), labels))
     if labels is not None:
-        raise Misuse(f"labels: go with embeddings, {' or '.join(FORMATS)}; {what} has its images' own")
-    name, asked = str(what), list(settings)
+        raise Misuse(f"labels: go with embeddings, {' or '.join(FORMATS)}; {name} has its images' own")
     if name.startswith(TIMM) and not pretrained:
         name, asked = RANDOM, [f"encoder={name}", *asked]
     if not is_run(name):

@@ -79,8 +79,8 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
 
 
 def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
-    """The recipe with a preset's changes, and each field that they changed; one that is no longer as its method has it was changed by
-    the user, and stays. Raises `Misuse` for a preset that there is not."""
+    """The recipe with a preset's changes, and each field that they changed; what the user changed before stays. Raises `Misuse` for a
+    preset that there is not."""
     if name == "none":
         return recipe, []
     if name not in PRESETS:
@@ -89,16 +89,24 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
     paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
     fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
-    users = [path for path, _, _ in diff(METHODS.get(recipe.method, recipe), recipe)]
-    if any(under(key, path) for key in ("encoder.name", "encoder.options") for path in users):
-        users += ["encoder.name", "encoder.options"]  # these are the named network's
-    fitting = {key for key in fitting if not any(under(key, path) for path in users)}
+    fitting -= {key for key in keys for path in _users(recipe) if under(key, path)}
     changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
     split = [(*setting.partition("=")[::2], why) for setting, why in changes]
     found = [Changed(key, _short(recipe, key), new, why) for key, new, why in split if any(under(key, path) for path in differing)]
     return changed, found
+
+
+def _users(recipe: Recipe) -> list[str]:
+    """The fields that are no longer as the method has them, with the preset that the recipe has already."""
+    if recipe.method not in METHODS:
+        return []
+    paper = METHODS[recipe.method]
+    before = with_preset(paper, recipe.preset)[0] if recipe.preset in PRESETS else paper
+    found = [path for path, _, _ in diff(before, recipe)]
+    network = ["encoder.name", "encoder.options"]  # options are the named network's
+    return found + network if any(under(key, path) for key in network for path in found) else found
 
 
 def _short(recipe: Recipe, key: str) -> str:
