@@ -161,6 +161,15 @@ def test_published_figures_are_cited_once_and_claims_name_what_their_scale_has(i
                 assert {row for text in claim.where for row, _ in terms(text) if row} <= set(table.at(scale))
 
 
+def test_byols_small_batches_are_averaged_at_the_papers_scale():
+    """Table 16: gradients are averaged over N steps, and the target moves every N steps."""
+    table = tables()["byol-t16"]
+    for batch in (64, 128, 512, 4096):
+        method, changes = table.asked(f"byol-{batch}", "paper")
+        recipe = method.edit(changes)
+        assert (recipe.micro_batch(1), recipe.batch_size, recipe.lr.base, recipe.teacher.tau.base) == (batch, 4096, 0.3, 0.99)
+
+
 def test_published_figures_are_the_papers():
     """Spot checks against the papers themselves."""
     cited = {

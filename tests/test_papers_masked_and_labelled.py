@@ -202,3 +202,21 @@ def test_batchnorm_in_ibots_head_bears_a_batch_with_few_masked_patches(hidden):
     assert patch.shape == (hidden, recipe.projector.out)
     *_, norm, act, linear, prototypes = model.student.projector
     torch.testing.assert_close(patch, prototypes(linear(act(norm.bias))).expand(hidden, -1))
+
+
+COPIED = ["teacher=ema", "tau.base=0", "tau.end=none"]
+
+
+@pytest.mark.parametrize("name", ["ibot", "dino"])
+def test_a_student_that_is_its_own_teacher_sees_whole_views_as_a_copy_does(name):
+    """teacher=shared is EMA of 0 under masks too: the targets are of what the student does not see."""
+    term = [] if name == "ibot" else ["views.masks={patch: 4}"]
+    recipe = tiny(name, "projector.bottleneck=5", *IBOT["loud"][3:6], *term, "views.masks.patch=4", "views.locals=none", batch=MASKS.shape[1])
+    shared, copied = (masked_model(recipe.edit(["keep=student", *teacher])) for teacher in (["teacher=shared"], COPIED))
+    copied.teacher.net.load_state_dict(copied.student.state_dict())
+    batches = [draw(recipe, i)._replace(masks=MASKS.roll(i, 1)) for i in range(STEPS)]
+    for (loss, grads), (other, copys) in zip(train(shared, batches), train(copied, batches), strict=True):
+        agree(loss, other)
+        agree(grads, copys)
+    z, _, t = shared.outputs(batches[0])
+    assert not torch.allclose(z.cls, t.cls)

@@ -1,13 +1,15 @@
 """What a small data set needs is said, field by field, and fits every method."""
 
 import pytest
+import torch
 
+from selfdistill.data.images import Pixels, Source
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.presets import FEW, PRESETS, preset_for
 from selfdistill.recipe import diff
 from selfdistill.siamese import Siamese
-from selfdistill.train.resolve import with_preset
+from selfdistill.train.resolve import cautions, on_data, resolve, with_preset
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,6 +73,32 @@ def test_a_preset_replaces_the_one_that_a_recipe_has_already():
     resolved = with_preset(METHODS["simsiam"], "digits")[0].edit(["preset=digits", "epochs=3"])
     made, _ = with_preset(resolved, "grey-28")
     assert (made.views.size, made.encoder.stem, made.epochs) == (28, "3x3/2", 3)
+
+
+def test_what_a_user_sets_is_not_said_to_be_the_presets():
+    changes = ["epochs=3", "encoder.name=resnet18", "views.size=16", "encoder.options.widths=[8, 16]"]
+    source = Source("mine", Pixels(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)))
+    recipe, _, changed = on_data(METHODS["simsiam"], changes, source)
+    said = {field.key: field.new for field in changed}
+    assert (recipe.preset, recipe.epochs, said["batch_size"], recipe.batch_size) == ("digits", 3, "128", 128)
+    assert not {"epochs", "encoder.name", "views.size", "encoder.options"} & said.keys()
+
+
+def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():
+    def said(method, *changes):
+        return " ".join(cautions(METHODS[method].edit(changes)))
+
+    assert said("byol", "epochs=11") == said("dino", "epochs=11") == said("simsiam", "epochs=1") == ""
+    assert "lr.warmup=10 is as long as the run, epochs=5" in said("byol", "epochs=5")
+    assert "lr.warmup=0.5" in said("byol", "epochs=5")
+    assert "projector.frozen_epochs=1" in said("dino", "epochs=1", "lr.warmup=0")
+    assert "terms.views.loss.frozen_epochs=1" in said("swav", "epochs=1")
+
+
+def test_moco_learns_from_some_hundred_photos():
+    photos = Source("photos", Pixels(torch.zeros(300, 3, 96, 96, dtype=torch.uint8)))
+    recipe, _, _ = resolve(METHODS["moco"], [], photos)
+    assert (recipe.preset, recipe.terms["views"].loss.queue) == ("few-photos", 256)
 
 
 def test_an_unknown_preset():

@@ -72,7 +72,19 @@ def test_an_average_that_forgets_at_once_is_the_student_itself(method):
 def test_a_snapshot_of_every_step_is_an_average_that_forgets_at_once(method):
     recipe = tiny(method, *LOUD[method], *ANY_TEACHER)
     model, other = same_training(recipe.edit(["teacher=snapshot", "every=1"]), recipe.edit(["teacher=ema", "tau.base=0", "tau.end=none"]))
-    agree(model.teacher.state_dict(), other.teacher.state_dict())
+    agree(list(model.teacher.parameters()), list(other.teacher.parameters()))
+
+
+def test_a_snapshot_that_lags_is_the_student_of_one_step_ago():
+    """DINO Fig. 6 sets the student's copy, which every=1 is, beside that of the previous iteration."""
+    recipe = tiny("dino", *LOUD["dino"], "teacher=snapshot", "every=1", "lag=1")
+    model = build(recipe)
+    model.teacher.next.load_state_dict(model.student.state_dict())
+    students = [[p.detach().clone() for p in model.student.parameters()]]
+    for _ in train(model, [draw(recipe, seed) for seed in range(4)]):
+        students.append([p.detach().clone() for p in model.student.parameters()])
+        agree(list(model.teacher.net.parameters()), students[-2], atol=0)
+        assert not torch.equal(students[-1][0], students[-2][0]), "the student did not move"
 
 
 @pytest.mark.parametrize(("every", "period"), [("3", 3), ("2", 2), ("epoch", STEPS_PER_EPOCH)])
@@ -128,9 +140,14 @@ def test_an_average_of_one_never_moves():
     agree(list(model.teacher.parameters()), start, atol=0)
 
 
-@pytest.mark.parametrize("teacher", [["teacher=ema", "tau.base=0.5"], ["teacher=snapshot", "every=1"]])
-def test_a_copy_follows_in_parameters_and_integers_and_keeps_its_own_statistics(teacher):
-    recipe = tiny("byol", *LOUD["byol"], *teacher)
+def test_a_snapshot_has_the_statistics_of_the_weights_that_it_has():
+    recipe = tiny("byol", *LOUD["byol"], "teacher=snapshot", "every=2")
+    _, model = run(recipe, steps=2)
+    agree(model.teacher.net.state_dict(), model.student.state_dict(), atol=0)
+
+
+def test_an_average_follows_in_parameters_and_integers_and_keeps_its_own_statistics():
+    recipe = tiny("byol", *LOUD["byol"], "teacher=ema", "tau.base=0.5")
     model = build(recipe)
     for name, buffer in model.student.named_buffers():
         buffer.fill_(100 if name.endswith("num_batches_tracked") else 7.0)

@@ -29,7 +29,7 @@ from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
-from selfdistill.train.resolve import resolve
+from selfdistill.train.resolve import cautions, resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
@@ -137,6 +137,8 @@ def pretrain(
     if changed:
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
         console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
+    for caution in cautions(recipe):
+        console.print(caution, soft_wrap=True, highlight=False, markup=False)
     return loop.pretrain(recipe, source, path, False, module, console, profile)
 
 

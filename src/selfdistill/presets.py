@@ -115,7 +115,7 @@ FEW_PHOTOS_METHODS: dict[str, Changes] = {
         ("weight_decay.base=0.0001", "SGD's scale"),
     ),
     "simclr": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.temperature=0.2", "batches of 64")),
-    "moco": (TAU, ("terms.views.loss.queue=512", "fewer keys than images")),
+    "moco": (TAU, ("terms.views.loss.queue=256", "fewer keys than images, in a folder of hundreds too")),
     "swav": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.prototypes=60", "batches of 64")),
     "dino": FEW_PHOTOS_VIT,
     "ibot": FEW_PHOTOS_VIT,
@@ -124,6 +124,7 @@ COLOR32_VIT: Changes = (
     ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     ("encoder.options={patch_size: 4}", "64 patches of 4 x 4"),
 )
+WIDE = ("views.augment.scale=[0.14, 1.0]", "without local crops, as DINO's code advises")
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
@@ -252,8 +253,9 @@ PRESETS: dict[str, Preset] = {
                 ),
                 "byol": (("lr.base=0.03", "as SimSiam"), ("weight_decay.base=0.0005", "as SimSiam")),
                 "moco": (("terms.views.loss.queue=4096", "the authors' CIFAR notebook"),),
-                "dino": COLOR32_VIT,
-                "ibot": (*COLOR32_VIT, ("views.masks.patch=4", "the encoder's")),
+                "swav": (("views.augment.scale=[0.08, 1.0]", "without local crops, as the paper's run of two crops"),),
+                "dino": (*COLOR32_VIT, WIDE),
+                "ibot": (*COLOR32_VIT, WIDE, ("views.masks.patch=4", "the encoder's")),
                 "mean-teacher": (("labels=4000", "Mean Teacher Table 2"),),
             },
         ),

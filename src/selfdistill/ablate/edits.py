@@ -30,7 +30,7 @@ EDITS: dict[str, Edit] = {
     "centring": Edit("terms.views.loss.target.momentum=1", "the centre stays at 0", "DINO Fig. 7"),
     "sharpening": Edit("terms.views.loss.target.temperature={base: 0.1}", "the target as soft as the student's prediction", "DINO Fig. 7"),
     "masks": Edit("views.masks.probability=0", "the student sees every patch", "iBOT Table 9"),
-    "multi-crop": Edit("views.locals=none", "no local crops", "DINO Table 7, SwAV"),
+    "multi-crop": Edit("views.locals=none", "no local crops; the global ones keep their scale", "DINO Table 7, SwAV"),
     "consistency": Edit("terms.consistency.weight={base: 0}", "labels alone: the supervised baseline", "Mean Teacher Table 2"),
     "output-bn": Edit("projector.bn=hidden", "no BatchNorm at the projector's output", "SimSiam Table 3b", of=("all",)),
     "projector-bn": Edit("projector.bn=none", "no BatchNorm in the projector", "SimSiam Table 3a"),

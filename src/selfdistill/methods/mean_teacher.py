@@ -4,7 +4,7 @@
     for x, y in loader:                                    # y for a few images only
         p, p' = softmax(f(aug(x))), softmax(f'(aug'(x)))
         J = cross_entropy(f(aug(x)), y)  where labelled    # classification cost
-          + w(t) |p - p'|^2                                # consistency cost, ramped up by exp(-5 (1 - t)^2)
+          + w(t) |p - p'|^2 / C                            # consistency cost of C classes, ramped up by exp(-5 (1 - t)^2)
         update(f)
         theta' = alpha theta' + (1 - alpha) theta          # 0.99 while ramping up, 0.999 after
 

@@ -7,7 +7,7 @@
         L = 1/2N sum over k of l(2k-1, 2k) + l(2k, 2k-1)
         update(f, g)
 
-Expected: ResNet-50 on ImageNet, 1000 epochs, batch 4096: 69.3 % linear top-1 (Table 6); 100 epochs 64.5 (Table B.1).
+Expected: ResNet-50 on ImageNet, 1000 epochs, batch 4096: 69.3 % linear top-1 (Table 6); 100 epochs 64.6 (Table B.1).
 """
 
 from selfdistill.parts.contrast import NTXent

@@ -44,7 +44,7 @@ class Shared(Spec):
     own_weights: ClassVar[bool] = False
 
     def build(self, student: nn.Module, dim: int, images: int) -> nn.Module:
-        return SharedTeacher()
+        return SharedTeacher(student)
 
 
 class EMA(Spec):
@@ -65,6 +65,8 @@ class Snapshot(Spec):
     kind: Literal["snapshot"] = "snapshot"
     every: Annotated[int, Field(ge=1)] | Literal["epoch"] = 1
     """steps between copies, or epoch"""
+    lag: Literal[0, 1] = 0
+    """0: the last copy teaches, which with every=1 is the student itself; 1: the one before it, the previous iteration of DINO Fig. 6"""
     own_weights: ClassVar[bool] = True
 
     def build(self, student: nn.Module, dim: int, images: int) -> nn.Module:
@@ -84,8 +86,16 @@ class Expectation(Spec):
 
 
 class SharedTeacher(nn.Module):
+    """A second pass only where the student does not see all that it is to predict: under masks."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self._student = (student,)  # not a part of this one: its weights are listed, saved and moved once
+
     def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
-        return Output(z.cls[: len(crops)], z.patch)  # [G, B, D]
+        if masks is not None:
+            return self._student[0]((crops,), masks, hide=False)  # [G, B, D]
+        return Output(z.cls[: len(crops)])  # [G, B, D]
 
     def update(self, student: nn.Module, progress: Progress) -> None:
         pass
@@ -125,14 +135,21 @@ class EMATeacher(Copy):
 
 
 class SnapshotTeacher(Copy):
+    """A copy of all that the student is, BatchNorm's statistics too: they are those of its weights."""
+
     def __init__(self, student: nn.Module, spec: Snapshot):
         super().__init__(student)
         self.every = spec.every
+        self.next = copy.deepcopy(self.net) if spec.lag else None
 
     def update(self, student: nn.Module, progress: Progress) -> None:
         """`progress` counts the step just made."""
         if progress.at_epoch_end if self.every == "epoch" else progress.step % self.every == 0:
-            self.follow(student, tau=0.0)
+            if self.next is None:
+                self.net.load_state_dict(student.state_dict())
+            else:
+                self.net.load_state_dict(self.next.state_dict())
+                self.next.load_state_dict(student.state_dict())
 
 
 class ExpectationTeacher(nn.Module):

@@ -233,7 +233,7 @@ def _moves(r: Recipe) -> str:
         return f"EMA, τ {_over(teacher.tau)}"
     if teacher.kind == "snapshot":
         every = "epoch" if teacher.every == "epoch" else "step" if teacher.every == 1 else f"{teacher.every} steps"
-        return f"copied every {every}"
+        return f"copied every {every}" + (", one late" if teacher.lag else "")
     return f"mean, m {teacher.momentum:g}" if teacher.kind == "expectation" else ""
 
 

@@ -69,8 +69,10 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
         preset = preset_for(len(source.train), source.train.channels, side)
     # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
-    recipe, changed = with_preset(base, preset) if preset != base.preset else (base, [])
-    recipe = recipe.edit([*changes, f"preset={preset}"])
+    before, changed = with_preset(base, preset) if preset != base.preset else (base, [])
+    recipe = before.edit([*changes, f"preset={preset}"])
+    users = {path for path, _, _ in diff(before, recipe)}
+    changed = [field for field in changed if any(under(field.key, path) for path, _ in leaves(recipe) if path not in users)]
     if recipe.encoder.channels != source.train.channels:
         raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
     if recipe.precision == "auto":
@@ -115,6 +117,20 @@ def _short(recipe: Recipe, key: str) -> str:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return str(value.get("kind", "set" if value else "none")) if isinstance(value, dict) else "none" if value is None else str(value)
+
+
+def cautions(recipe: Recipe) -> list[str]:
+    """What a recipe does not come to in so few epochs, a sentence each."""
+    found = []
+    if recipe.lr.warmup >= recipe.epochs:
+        found.append(
+            f"lr.warmup={recipe.lr.warmup:g} is as long as the run, epochs={recipe.epochs}, or longer: the learning rate only rises. "
+            f"A tenth of the run is lr.warmup={recipe.epochs / 10:g}"
+        )
+    for path, value in leaves(recipe):
+        if path.endswith("frozen_epochs") and value >= recipe.epochs:
+            found.append(f"{path}={value:g} and epochs={recipe.epochs}: the prototypes never learn. {path}=0 lets them from the start")
+    return found
 
 
 def _queues_fit(recipe: Recipe, images: int) -> None:
