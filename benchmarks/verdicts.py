@@ -65,6 +65,7 @@ class Case(NamedTuple):
         return re.sub(r"[^a-z0-9.]+", "-", f"{self.command} {self.epochs}").strip("-")
 
 
+LEAST_SQUARES = "projector.out=64 predictor=least-squares"
 CASES = [
     *(Case(m, (HEALTHY,), source="the method itself", epochs=10) for m in ("simsiam", "byol", "simclr", "moco")),
     Case("mean-teacher", (HEALTHY,), source="the method itself", epochs=20),
@@ -96,7 +97,7 @@ CASES = [
     Case("swav", (UNIFORM,), "terms.views.loss.epsilon=100", (), "codes without sharpening", 5, "epsilon"),
     Case("dino", (*TARGETS, DIMENSIONAL), "", ("momentum-teacher",), "DINO Table 7, row 2: kNN 0.1 %", 10, "teacher=ema"),
     Case("dino", (DOMINATED,), "terms.views.loss.target.momentum=0.999", (), "DINO App. D", 10, "momentum=0.9"),
-    Case("byol", CONSTANT, "projector.out=64 predictor=least-squares", ("momentum-teacher",), "a linear predictor, of each batch"),
+    Case("byol", CONSTANT, LEAST_SQUARES, ("momentum-teacher",), "a linear predictor, of each batch", 5, "teacher=ema"),
     Case("byol", (HEALTHY,), "teacher.tau.base=1", (), "BYOL Table 5a: poor, no collapse"),
     Case("simsiam", CONSTANT, "lr.base=20", (), "lr 30 times the preset's", 5, "Lower lr"),
     Case("mean-teacher", CONSTANT, NO_LABELS, (), "BYOL Table 5b, row 7", 20, "labels"),

@@ -116,6 +116,12 @@ def test_same_seed_same_numbers_and_another_seed_others(rounds):
         assert others[0][which].e_step != rounds[0][which].e_step
 
 
+def test_an_objective_that_is_not_finite_is_no_success(run):
+    code, _, err = run("em", "data=digits", "lr.base=1e30", "--rounds", "2", "--steps", "3", "--images", "60", "--augmentations", "2")
+    assert code == 1
+    assert "SimSiam: the objective is not finite: lower lr.base" in err
+
+
 def test_the_user_chooses_recipe_and_clusters(rounds):
     """The steps' rate reaches SimSiam alone, clusters k-means alone."""
     still = list(api.alternate("data=digits", "lr.base=0", **SHORT, clusters=20))

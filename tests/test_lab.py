@@ -72,7 +72,7 @@ def test_predicates(text, outcome):
 
 def test_a_state_that_not_all_seeds_share_is_undecided():
     mixed = of(a={"verdict": ["healthy", "healthy", "collapsed"]})
-    assert judge_predicate("a.verdict is healthy", mixed) == ("UNDECIDED", "a.verdict is healthy: 2 healthy, 1 collapsed")
+    assert judge_predicate("a.verdict is healthy", mixed)[:2] == ("UNDECIDED", "a.verdict is healthy: 2 healthy, 1 collapsed")
     nearly = of(a={"verdict": ["healthy"] * 9 + ["collapsed"]})
     assert judge_predicate("a.verdict is healthy", nearly).outcome == "UNDECIDED"
     assert judge_predicate("a.verdict is-not healthy", nearly).outcome == "UNDECIDED"
@@ -241,7 +241,7 @@ def job(tmp_path_factory):
     """A small table, trained: simsiam with and without stop-gradient."""
     folder = tmp_path_factory.mktemp("lab")
     recipe = tables()["simsiam-fig2"].recipe("with", "tiny", SMALL)
-    made = lab.job(lab.ablation(recipe, ["stop-gradient"], SMALL), "tiny", 2, [], folder, "the command")
+    made = lab.job(lab.ablation(recipe, 1437, ["stop-gradient"], SMALL), "tiny", 2, [], folder, "the command")
     said = []
     assert cells.train_all(lab.all_cells([made]), 1, said.append) == []
     assert len(said) == 4
@@ -284,6 +284,24 @@ def test_terminal_markdown_csv_and_json_agree(job, tmp_path):
             assert figures_of(summary)[metric] == row["runs"]["1"][metric]
     assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert set(METRICS) <= set(runs[0])
+
+
+def test_a_table_of_other_settings_does_not_replace_the_first(job, tmp_path):
+    results.write(job, tmp_path)
+    first = (tmp_path / "simsiam-ablation-tiny.md").read_text()
+    for _ in range(2):
+        results.write(job._replace(settings=("data=elsewhere",)), tmp_path)
+    assert (tmp_path / "simsiam-ablation-tiny.md").read_text() == first
+    (second,) = tmp_path.glob("simsiam-ablation-tiny-*.md")
+    assert "data=elsewhere" in second.read_text()
+
+
+def test_a_spread_is_of_the_seeds_that_have_a_value(job):
+    record = results.record(job)
+    record["rows"]["as-it-is"] |= {"of": {"knn": 1, "linear": 2}, "mean": {"knn": 0.9, "linear": 0.8}, "sd": {"knn": 0.0, "linear": 0.1}}
+    record["seeds"] = 3
+    header, (words, _) = results.grid(record)
+    assert (words[header.index("knn")], words[header.index("linear")]) == ("0.900 (1 of 3)", "0.800 ± 0.100 (2 of 3)")
 
 
 @pytest.mark.parametrize(
@@ -357,6 +375,16 @@ def test_a_reason_is_said_at_its_scale_and_where_the_claim_does_not_hold(job):
     ]
     record = results.record(job._replace(table=job.table.model_copy(update={"claims": claims})))
     assert {claim["id"]: claim["because"] for claim in record["claims"]} == {"fails": "This is why.", "holds": "", "elsewhere": ""}
+    other = results.record(job._replace(table=job.table.model_copy(update={"claims": claims}), settings=("epochs=1",)))
+    assert not any(claim["because"] for claim in other["claims"])
+
+
+def test_a_damaged_summary_is_named(job, tmp_path):
+    folder = shutil.copytree(next(iter(job.cells.values())).folder, tmp_path / "cell")
+    cell = next(iter(job.cells.values()))
+    (folder / "summary.json").write_text('{"knn_top1": 0.')
+    with pytest.raises(Misuse, match=r"cell/summary\.json: cannot be read .* made anew"):
+        _ = cells.Cell(cell.recipe, folder, cell.measures).done
 
 
 # The command line.

@@ -89,7 +89,7 @@ def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():
         return " ".join(cautions(METHODS[method].edit(changes)))
 
     assert said("byol", "epochs=11") == said("dino", "epochs=11") == said("simsiam", "epochs=1") == ""
-    assert "lr.warmup=10 is as long as the run, epochs=5" in said("byol", "epochs=5")
+    assert "lr.warmup=10 lasts all the epochs=5" in said("byol", "epochs=5")
     assert "lr.warmup=0.5" in said("byol", "epochs=5")
     assert "projector.frozen_epochs=1" in said("dino", "epochs=1", "lr.warmup=0")
     assert "terms.views.loss.frozen_epochs=1" in said("swav", "epochs=1")

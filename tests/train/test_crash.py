@@ -158,6 +158,11 @@ def test_one_bad_step_too_many_stops_the_run(tiny_source, tmp_path, poisoned, mo
         sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", max_bad_steps=1, **TINY)
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["step"] == 4
     assert sorted(p.name for p in (tmp_path / "run" / "bad_steps").iterdir()) == ["3.json", "5.json"]
+    found = sd.diagnosis_of(tmp_path / "run")
+    assert found.verdict == "diverged"
+    assert "2 steps were not finite, and max_bad_steps=1" in found.because
+    assert "Lower lr" in found.because
+    assert "2 steps were not finite" in sd.write_report(tmp_path / "run").read_text()
     with pytest.raises(sd.Failure, match="step 5"):  # and again
         sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", resume=True)
     assert sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", resume=True, max_bad_steps=2).summary["step"] == 6

@@ -35,7 +35,7 @@ from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.train import faults, loop
-from selfdistill.train.run import Run, load
+from selfdistill.train.run import Run, load, object_of
 from selfdistill.train.trained import predictor_gap
 
 MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor"}
@@ -51,9 +51,9 @@ class Cell:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """None until the run has ended."""
+        """None until the run has ended. Raises `Misuse` for a file that is damaged."""
         file = self.folder / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return object_of(file) if file.is_file() else None
 
     @property
     def done(self) -> bool:

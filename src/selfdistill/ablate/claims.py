@@ -70,6 +70,8 @@ class Claim(Spec):
 class Judged(NamedTuple):
     outcome: Outcome
     evidence: str
+    known: bool = True
+    """whether there was a run to judge"""
 
 
 def terms(text: str) -> Iterator[tuple[str, str]]:
@@ -86,7 +88,7 @@ def judge(claim: Claim, results: Results) -> Judged:
     parts = [judge_predicate(text, results) for text in claim.where]
     outcomes = [part.outcome for part in parts]
     outcome: Outcome = "FAILS" if "FAILS" in outcomes else "UNDECIDED" if "UNDECIDED" in outcomes else "HOLDS"
-    return Judged(outcome, "; ".join(part.evidence for part in parts))
+    return Judged(outcome, "; ".join(part.evidence for part in parts), all(part.known for part in parts))
 
 
 def judge_predicate(text: str, results: Results) -> Judged:
@@ -98,13 +100,13 @@ def judge_predicate(text: str, results: Results) -> Judged:
         known = [state for state in states if state is not None]
         found = {(state in right) == (op == "is") for state in known}
         outcome: Outcome = "HOLDS" if found == {True} else "FAILS" if found == {False} else "UNDECIDED"
-        return Judged(outcome, f"{left} {op} {' or '.join(right)}: {verdicts(known) or 'no run'}")
+        return Judged(outcome, f"{left} {op} {' or '.join(right)}: {verdicts(known) or 'no run'}", bool(known))
     shift = float(right[1] + right[2]) if len(right) > 1 else 0.0
     pairs = [(_value(left, results, seed), _value(right[0], results, seed)) for seed in seeds]
     whole = [(a, b) for a, b in pairs if a is not None and b is not None]
     sides = [(a - b - shift) * (1 if op == ">" else -1) for a, b in whole]
     shown = [_shown(left, [a for a, _ in whole]), op, _shown(right[0], [b for _, b in whole]), *right[1:]]
-    return Judged(_outcome(sides), " ".join(shown) if whole else f"{text}: no run")
+    return Judged(_outcome(sides), " ".join(shown) if whole else f"{text}: no run", bool(whole))
 
 
 def _outcome(sides: list[float]) -> Outcome:
@@ -145,4 +147,6 @@ def _number(word: str) -> float | None:
 
 def _shown(word: str, values: list[float]) -> str:
     found = mean_and_sd(values)
-    return word if found is None or _number(word) is not None else f"{word} {found[0]:.3g} ± {found[1]:.2g}"
+    if found is None or _number(word) is not None:
+        return word
+    return f"{word} {found[0]:.3g}" + (f" ± {found[1]:.2g}" if len(values) > 1 else "")

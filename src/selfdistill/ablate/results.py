@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
 from selfdistill.disk import write_whole
-from selfdistill.train.run import machine, versions
+from selfdistill.train.run import machine, object_of, versions
 
 SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
 """columns of numbers, before those that only a claim names"""
@@ -32,6 +33,7 @@ def record(job: Job) -> dict[str, Any]:
         rows[name] = {
             "says": row.says,
             "published": job.table.published_figure(name),
+            "of": {m: sum(run[m] is not None for run in runs.values()) for m in spread},
             "mean": {m: mean for m, (mean, _) in spread.items()},
             "sd": {m: sd for m, (_, sd) in spread.items()},
             "verdict": verdicts(run["verdict"] for run in runs.values()),
@@ -42,6 +44,7 @@ def record(job: Job) -> dict[str, Any]:
         "says": job.table.says,
         "source": job.table.source,
         "note": job.table.note,
+        "published_as": job.table.published_as,
         "scale": job.scale,
         "command": job.command,
         "settings": list(job.settings),
@@ -56,7 +59,7 @@ def record(job: Job) -> dict[str, Any]:
                 "where": list(claim.where),
                 "outcome": judged.outcome,
                 "evidence": judged.evidence,
-                "because": claim.because.get(job.scale, "") if judged.outcome != "HOLDS" else "",
+                "because": claim.because.get(job.scale, "") if job.as_the_table and judged.known and judged.outcome != "HOLDS" else "",
             }
             for claim, judged in job.judged
         ],
@@ -70,10 +73,10 @@ def grid(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     further = [m for m in METRICS if m not in SHOWN and m != "verdict" and (f".{m}" in claimed or f"{m}," in claimed or f",{m}" in claimed)]
     columns = {m: SHOWN.get(m, FURTHER) for m in (*SHOWN, *further) if any(m in row["mean"] for row in rows)}
     cited = any(row["published"] is not None for row in rows)
-    header = ["row", *columns, "verdict", *(["published"] if cited else [])]
+    header = ["row", *columns, "verdict", *([f"published {found['published_as']}"] if cited else [])]
     lines = []
     for name, row in found["rows"].items():
-        words = [_spread(row, m, form, len(row["runs"])) for m, form in columns.items()]
+        words = [_spread(row, m, form, found["seeds"]) for m, form in columns.items()]
         published = [] if not cited else ["" if row["published"] is None else str(row["published"])]
         lines.append([f"{name}: {row['says']}", *words, row["verdict"] or "not run", *published])
     return header, lines
@@ -82,8 +85,9 @@ def grid(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _spread(row: dict[str, Any], metric: str, form: str, seeds: int) -> str:
     if metric not in row["mean"]:
         return ""
-    mean = form.format(row["mean"][metric])
-    return mean if seeds < 2 or metric == "seconds" else f"{mean} ± {form.format(row['sd'][metric])}"
+    mean, of = form.format(row["mean"][metric]), row["of"][metric]
+    spread = mean if of < 2 or metric == "seconds" else f"{mean} ± {form.format(row['sd'][metric])}"
+    return spread if of == seeds else f"{spread} ({of} of {seeds})"
 
 
 def markdown(found: dict[str, Any], level: int = 1) -> str:
@@ -93,7 +97,7 @@ def markdown(found: dict[str, Any], level: int = 1) -> str:
     parts = [
         f"{'#' * level} {found['table']}: {found['says']}",
         f"{found['source']}. `{found['command']}`: {' '.join(found['settings'])}; {over}."
-        + (" Published figures are per cent, in the paper's own setting." if "published" in header else ""),
+        + (" Published figures are per cent, in the paper's own setting." if header[-1].startswith("published") else ""),
         *([found["note"]] if found["note"] else []),
         "\n".join([_line(header), _line(["---"] * len(header)), *(_line(line) for line in lines)]),
         *(["\n".join(_claimed(claim) for claim in found["claims"])] if found["claims"] else []),
@@ -122,10 +126,10 @@ def as_csv(found: dict[str, Any]) -> str:
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:
-    """TABLE.md, .csv, .json and .png in `folder`, and TABLE-curves.png where the table asks for them. Returns the record."""
+    """TABLE-SCALE.md, .csv, .json and .png in `folder`, and -curves.png where the table asks for them. Returns the record."""
     found = record(job)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{found['table']}-{found['scale']}"
+    stem = _stem(found, folder)
     write_whole(folder / f"{stem}.md", markdown(found))
     write_whole(folder / f"{stem}.csv", as_csv(found))
     write_whole(folder / f"{stem}.json", json.dumps(found, indent=2) + "\n")
@@ -135,6 +139,16 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
         lines = {name: [(c.folder / "metrics.jsonl").read_text() for c in of] for name, of in runs.items() if of}
         write_whole(folder / f"{stem}-curves.png", curves(found, lines, job.table.curves))
     return found
+
+
+def _stem(found: dict[str, Any], folder: Path) -> str:
+    """TABLE-SCALE, and more where that is there already, of other settings or of other rows."""
+    stem = f"{found['table']}-{found['scale']}"
+    made = [found["settings"], list(found["rows"])]
+    there = object_of(folder / f"{stem}.json")
+    if not there or [there.get("settings"), list(there.get("rows", []))] == made:
+        return stem
+    return f"{stem}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:6]}"
 
 
 def claims_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -78,6 +78,8 @@ class Table(Spec):
     rows: dict[str, Row]
     claims: tuple[Claim, ...] = ()
     note: str = ""
+    published_as: Literal["linear", "kNN", "error"] = "linear"
+    """what the published figures measure, in per cent"""
 
     @model_validator(mode="after")
     def _rows_exist(self) -> Table:

@@ -34,7 +34,8 @@ def diagnose(
         values = [of.get(name) for of in found.of.values()]
         if any(value is not None for value in values):
             table.add_row(name, *("" if v is None else f"{v:.4g}" for v in values), READING[name])
-    console.print(table)
+    if table.row_count:  # none of a run that diverged before its first probe
+        console.print(table)
     if found.since:
         console.print(f"since epoch {found.since['epoch']:g}, step {found.since['step']}", highlight=False)
     console.print(found.because, soft_wrap=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from selfdistill.cli.app import Settings, app, console
+from selfdistill.errors import Failure
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -39,6 +41,8 @@ def em(
     console.print(table)
     for name, of in zip(("k-means", "SimSiam"), zip(*found, strict=True), strict=True):
         values = [value for r in of for value in r[:2]]
+        if not all(map(math.isfinite, values)):
+            raise Failure(f"{name}: the objective is not finite: lower lr.base")
         rises = [i for i in range(1, len(values)) if values[i] > values[i - 1]]
         how = (
             f"it rose in {len(rises)} of {len(values)} steps, {sum(i % 2 == 0 for i in rises)} of them E-steps"

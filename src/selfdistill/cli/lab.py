@@ -50,9 +50,9 @@ def ablate(
         return
     if method not in api.METHODS:
         raise Misuse(f"METHOD {method or 'is missing'}: {', '.join(api.METHODS)}. For example: selfdistill ablate simsiam data=digits")
-    recipe = resolve(api.METHODS[method], settings or [])[0]
+    recipe, source, _ = resolve(api.METHODS[method], settings or [])
     names = lab.fitting(recipe) if edits is None else edits.split(",")
-    table_ = lab.ablation(recipe, names, settings or [])
+    table_ = lab.ablation(recipe, len(source.train), names, settings or [])
     _run([lab.job(table_, "tiny", seeds, [], out, _command())], jobs, out, plan)
 
 
@@ -155,6 +155,8 @@ def _show(record: dict[str, Any]) -> None:
     for line in lines:
         table.add_row(*line)
     console.print(table)
+    if record["claims"] and record["seeds"] == 1:
+        console.print("One seed has no spread: the sign decides. --seeds 3 tests the claims.")
     for claim in record["claims"]:
         console.print(f"{claim['outcome']}: {claim['says']} [{claim['source']}]  {claim['evidence']}", soft_wrap=True)
         if claim["because"]:

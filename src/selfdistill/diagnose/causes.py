@@ -97,6 +97,11 @@ def _unlabelled(recipe: Recipe) -> bool:
     return over_classes(recipe) and all(loss.kind != "labels" for loss in _losses(recipe))
 
 
+def _is_own_teacher(recipe: Recipe) -> bool:
+    """Whether the teacher is the student, of a method that has one with weights of its own."""
+    return recipe.method in METHODS and METHODS[recipe.method].teacher.own_weights and recipe.teacher.kind == "shared"
+
+
 def _fast(recipe: Recipe) -> bool:
     return recipe.lr.base * recipe.lr_factor > FAST.get(recipe.optimizer.kind, math.inf)
 
@@ -127,25 +132,25 @@ CAUSES = (
         "terms.labels.weight=1.",
     ),
     Cause(
-        ("uniform-target",),
+        (*CONSTANT, "uniform-target"),
         _blunt,
         "the target is no sharper than the student's prediction, and cross-entropy draws both to the uniform one (DINO Fig. 7, App. D).",
         "Sharpen: a target temperature below the student's (terms.views.loss.target.temperature=0.04).",
     ),
     Cause(
-        ("uniform-target",),
+        (*CONSTANT, "uniform-target"),
         _blunt_codes,
         "the codes are no sharper than the student's prediction: Sinkhorn's epsilon is not below the temperature (SwAV has 0.05 and 0.1).",
         "terms.views.loss.epsilon=0.05.",
     ),
     Cause(
-        ("dominated-target",),
+        (*CONSTANT, "dominated-target"),
         _uncentred,
         "nothing takes the mean out of the targets, and one output wins (DINO Fig. 7, without centring).",
         "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
     ),
     Cause(
-        ("dominated-target",),
+        (*CONSTANT, "dominated-target"),
         lambda r: _centre(r) == 1,
         "the centre is there and stays at 0 (momentum=1), so one output wins (DINO Fig. 7, without centring).",
         "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
@@ -200,9 +205,9 @@ CAUSES = (
     ),
     Cause(
         CONSTANT,
-        lambda r: r.optimizer.kind == "lars" and r.teacher.kind == "shared" and r.predictor is not None,
-        "teacher=shared: BYOL without target network needs a near-optimal predictor (Table 21).",
-        "predictor.lr_scale=10.",
+        lambda r: _is_own_teacher(r) and r.predictor is not None and _of_vectors(r),
+        "the student is its own teacher, and without a target network the predictor must be near its optimum (BYOL Table 21).",
+        "teacher=ema, or predictor=mlp with predictor.lr_scale=10.",
     ),
     Cause(
         (*CONSTANT, *TARGETS),
@@ -249,9 +254,15 @@ CAUSES = (
     ),
     Cause(
         CONSTANT,
+        lambda r: r.projector is not None and r.projector.bn == "none" and _of_vectors(r),
+        "projector.bn=none: without BatchNorm in the heads SimSiam learns little (Table 3a: 34.6 % for 68.1 %).",
+        "projector.bn=all, or lower lr.",
+    ),
+    Cause(
+        CONSTANT,
         lambda r: True,
-        "all ingredients are there.",
-        "Lower lr, more weight decay, or BatchNorm in the heads (projector.bn=all).",
+        "none of the causes known here is in its recipe.",
+        "Lower lr, more weight decay, or BatchNorm in the heads (projector.bn=all); what is not as in the paper: selfdistill diff METHOD RUN.",
     ),
 )
 

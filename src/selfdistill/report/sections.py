@@ -19,6 +19,7 @@ from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.report import attention, draw, pictures
 from selfdistill.report.pictures import Asked, Look
 from selfdistill.report.scatter import Scatter, scatter_of
+from selfdistill.train.diagnosis import given_up
 from selfdistill.train.profile import Profiled
 from selfdistill.train.resolve import with_preset
 from selfdistill.train.run import object_of
@@ -96,6 +97,9 @@ def verdict(look: Look) -> Iterator[Block]:
     rows, r = look.run.metrics, look.run.recipe
     if not look.run.ended:
         yield Words(f"The run has not ended: it is at epoch {rows[-1]['epoch'] if rows else 0:g} of {r.epochs}.")
+    if (found := given_up(look.run)) is not None:
+        yield Words(str(found).partition(": ")[2], found.state)
+        return
     last = next((row for row in reversed(rows) if row.get("verdict")), None)
     if last is None:
         raise Misuse("no probe yet, so no verdict")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Images, spread
 from selfdistill.data.loader import in_memory
+from selfdistill.diagnose.causes import cause_of
 from selfdistill.diagnose.describe import describe, ordered
 from selfdistill.diagnose.ridge import ridge_accuracy
-from selfdistill.diagnose.verdict import before, judge, since
+from selfdistill.diagnose.verdict import Verdict, before, judge, since
 from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
@@ -69,11 +70,14 @@ def of_backbone(backbone: nn.Module, images: Images, recipe: Recipe) -> Diagnosi
 def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     """Of a run, from its probes, its backbone and its checkpoint; written to its diagnosis.json. augmentations: of each image, for the
     predictor. Raises `Misuse` where there is no probe yet."""
+    if (verdict := given_up(run)) is not None:
+        bad = next((row for row in run.metrics if row["step"] and row.get("loss") is None), None)
+        found = Diagnosis(verdict.state, str(verdict), {}, bad and {key: bad[key] for key in ("step", "epoch")})
+        write_whole(run.path / "diagnosis.json", found.to_json())
+        return found
     began = since(run.metrics)
     if began is None:
-        raise Misuse(
-            f"{run.path}: no probe in metrics.jsonl yet: there is one every {run.recipe.probe_every} epochs. --resume continues the run"
-        )
+        raise Misuse(f"{run.path}: no probe in metrics.jsonl yet (probe_every={run.recipe.probe_every}). --resume continues the run")
     last = next(row for row in reversed(run.metrics) if row.get("verdict"))
     images = spread(run.source.test or run.source.train, IMAGES)
     features = of_backbone(run.backbone, images, run.recipe).of["features"]
@@ -89,6 +93,15 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     )
     write_whole(run.path / "diagnosis.json", found.to_json())
     return found
+
+
+def given_up(run: Run) -> Verdict | None:
+    """The verdict on a run that stopped at one step too many that was not finite, which no probe has seen; None on any other."""
+    bad = len(list((run.path / "bad_steps").glob("*.json")))
+    if run.ended or bad <= run.recipe.max_bad_steps:
+        return None
+    cause = cause_of("diverged", run.recipe)
+    return Verdict("diverged", f"{bad} steps were not finite, and max_bad_steps={run.recipe.max_bad_steps}.", cause.why, cause.remedy)
 
 
 @torch.no_grad()

@@ -124,7 +124,7 @@ def cautions(recipe: Recipe) -> list[str]:
     found = []
     if recipe.lr.warmup >= recipe.epochs:
         found.append(
-            f"lr.warmup={recipe.lr.warmup:g} is as long as the run, epochs={recipe.epochs}, or longer: the learning rate only rises. "
+            f"lr.warmup={recipe.lr.warmup:g} lasts all the epochs={recipe.epochs}: the learning rate only rises. "
             f"A tenth of the run is lr.warmup={recipe.epochs / 10:g}"
         )
     for path, value in leaves(recipe):
