@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from selfdistill.ablate import em
 from selfdistill.ablate.edits import settings_of
 from selfdistill.ablate.edits import without as edits
+from selfdistill.ablate.em import alternate
 from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
-from selfdistill.data.images import Pixels, Source, spread
-from selfdistill.data.loader import in_memory
-from selfdistill.data.sources import check_data, word_of
+from selfdistill.data.images import Source
+from selfdistill.data.sources import OWN, given
 from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
@@ -33,6 +34,9 @@ from selfdistill.train.resolve import cautions, resolve
 from selfdistill.train.run import Run, load, new_folder
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
+
+Data = str | Path | Tensor | Source
+"""a name, a folder, uint8 images [N, C, H, W], or a set with held-out images and labels"""
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,12 +71,12 @@ __all__ = [
 ]
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str | Path) -> Recipe:
     """A recipe by a method's name, a YAML file, a run folder, or a .py file that defines one, whose code is run. Raises `Misuse` for
     anything else."""
+    path, name = Path(name), str(name)
     if name in METHODS:
         return METHODS[name]
-    path = Path(name)
     if path.is_dir():
         return load(path).recipe
     if path.suffix == ".py":
@@ -92,11 +96,11 @@ def _defined_in(path: Path) -> Recipe:
 
 
 def pretrain(
-    method: str | Recipe,
+    method: str | Path | Recipe,
     *changes: str,
     data: str | Path | Tensor | Source | None = None,
     encoder: str | nn.Module | None = None,
-    without: Sequence[str] = (),
+    without: str | Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
     console: Console | None = None,
@@ -112,18 +116,15 @@ def pretrain(
     Raises `Misuse` for what cannot be done, before anything is written.
     """
     console = console or Console(markup=False, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)  # of several processes one speaks
-    if isinstance(data, Tensor):
-        data = Source("tensor", Pixels(data))
-    source = data if isinstance(data, Source) else None
-    if data is not None and not isinstance(data, Source):
-        check_data(data)
-        data = word_of(data)
+    images = None if data is None else given(data)
+    source = images if isinstance(images, Source) else None
+    without = [without] if isinstance(without, str) else without
     module = encoder if isinstance(encoder, nn.Module) else None
-    asked = [] if data is None else [f"data={source.name if source else data}"]
+    asked = [] if images is None else [f"data={OWN}{source.name}" if source else f"data={images}"]
     if encoder is not None:
         asked.append(f"encoder=python:{type(module).__name__}" if module else f"encoder={encoder}")
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
-    base = recipe_of(method) if isinstance(method, str) else method
+    base = method if isinstance(method, Recipe) else recipe_of(method)
     if resume:
         run = _resumable(out, asked, without, module, source)
         if base.method != run.recipe.method:
@@ -142,37 +143,43 @@ def pretrain(
     return loop.pretrain(recipe, source, path, False, module, console, profile)
 
 
-def measure(what: str | Path | Run, *words: str, to: str | Path | None = None, **settings: Any) -> dict[str, dict[str, Any]]:
+def measure(what: str | Path | Run, *words: str, to: Data | None = None, **settings: Any) -> dict[str, dict[str, Any]]:
     """What `selfdistill evaluate` measures: for each protocol named in `words`, its results, settings and choices; see `protocols`.
 
     what: a run or its folder, "raw-pixels", "random-init" or "timm:NAME" with data= and other settings of a recipe. words: protocols,
-    and their own settings, "knn.temperature=0.1". to: another data set for the same network. A run's results are written to its
-    evaluation.json too. Raises `Misuse`.
+    knn if there is none, and their own settings, "knn.temperature=0.1". to: another data set for the same network. A run's results are
+    written to its evaluation.json too. Raises `Misuse`.
     """
     names = [word for word in words if "=" not in word]
     asked = [*(word for word in words if "=" in word), *(f"{key}={_word(value)}" for key, value in settings.items())]
-    protocols = protocols_of(names, filter(is_protocol_setting, asked))
+    protocols = protocols_of(names or ["knn"], filter(is_protocol_setting, asked))
     others = [setting for setting in asked if not is_protocol_setting(setting)]
-    return evaluate(subject_on(what, others, None if to is None else word_of(to)), protocols)
+    return evaluate(subject_on(what, others, None if to is None else given(to)), protocols)
 
 
 def diagnosis_of(
-    what: str | Path | Tensor, *settings: str, labels: Path | Tensor | None = None, pretrained: bool = False, augmentations: int = 32
+    what: str | Path | Run | Tensor | np.ndarray,
+    *settings: str,
+    labels: Path | Tensor | None = None,
+    pretrained: bool = False,
+    augmentations: int = 32,
 ) -> Diagnosis:
     """The verdict, since when it holds and why, and the metrics behind it.
 
-    what: a run's folder (diagnosis.json is written there), embeddings [N, D] or their file (.npy, .parquet), or what else `measure` takes;
-    of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of random
-    ones. augmentations: of each image, for a run's predictor.
+    what: a run or its folder (diagnosis.json is written there), embeddings [N, D] or their file (.npy, .parquet), or what else `measure`
+    takes; of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of
+    random ones. augmentations: of each image, for a run's predictor.
     """
-    name, asked = "a tensor" if isinstance(what, Tensor) else str(what), list(settings)
+    if isinstance(what, np.ndarray):
+        what = torch.from_numpy(what)
+    name, asked = "a tensor" if isinstance(what, Tensor) else str(what.path if isinstance(what, Run) else what), list(settings)
     if pretrained and not name.startswith(TIMM):
         raise Misuse(f"--pretrained: goes with timm:NAME alone; {name} is as it is")
     if settings and is_run(name):
         raise Misuse(f"{settings[0]}: goes with {OTHERS}; {name} is as it is")
     if isinstance(what, Tensor):
         return diagnosis.of_embeddings(what.detach().cpu(), None if labels is None else read_labels(labels, len(what)))
-    if Path(what).suffix in FORMATS:
+    if not isinstance(what, Run) and Path(what).suffix in FORMATS:
         return diagnosis.of_embeddings(*read_embeddings(Path(what), labels))
     if labels is not None:
         raise Misuse(f"labels: go with embeddings, {' or '.join(FORMATS)}; {name} has its images' own")
@@ -183,45 +190,45 @@ def diagnosis_of(
         return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)
     if Path(name).is_file():
         raise Misuse(f"{name}: is a file, and embeddings are read from {' and '.join(FORMATS)}")
-    return diagnosis.of_run(load(name), augmentations)
+    return diagnosis.of_run(what if isinstance(what, Run) else load(what), augmentations)
 
 
 def embed_to(
     what: str | Path | Run,
-    data: str | Source,
+    data: Data,
     out: str | Path,
     say: Callable[[str], None] = lambda sentence: None,
     settings: Sequence[str] = (),
 ) -> int:
     """Writes the features of every image of `data`; see `export.embeddings.embed`. what: a run or its folder, or what `measure` takes,
     with `settings`, "key=value"."""
-    return embeddings.embed(subject_of(what, settings, data), Path(out), say)
+    return embeddings.embed(subject_of(what, settings, given(data)), Path(out), say)
 
 
 def neighbours(
     what: str | Path | Run,
     image: str | Path,
-    data: str | Source,
+    data: Data,
     k: int = 10,
-    sheet: Path | None = None,
+    sheet: str | Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     settings: Sequence[str] = (),
 ) -> list[near.Found]:
     """The images of `data` most like one; see `export.neighbours.neighbours`. what and settings as of `embed_to`."""
-    return near.neighbours(subject_of(what, settings, data), Path(image), k, sheet, say)
+    return near.neighbours(subject_of(what, settings, given(data)), Path(image), k, _path(sheet), say)
 
 
 def duplicates(
     what: str | Path | Run,
-    data: str | Source,
+    data: Data,
     threshold: float,
-    out: Path | None = None,
-    sheet: Path | None = None,
+    out: str | Path | None = None,
+    sheet: str | Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     settings: Sequence[str] = (),
 ) -> near.Pairs:
     """Pairs of images of `data` that are nearly the same; see `export.neighbours.duplicates`. what and settings as of `embed_to`."""
-    return near.duplicates(subject_of(what, settings, data), threshold, out, sheet, say)
+    return near.duplicates(subject_of(what, settings, given(data)), threshold, _path(out), _path(sheet), say)
 
 
 def export_run(
@@ -229,22 +236,22 @@ def export_run(
     format: str,
     of: str | None = None,
     out: str | Path | None = None,
-    data: str | Source | None = None,
+    data: Data | None = None,
     settings: Sequence[str] = (),
 ) -> deliver.Export:
     """A backbone for other libraries; see `export.deliver.export`. what and settings as of `embed_to`; data: images to compare on, a
     run's own if not given."""
-    return deliver.export(subject_of(what, settings, data), format, of, None if out is None else Path(out))
+    return deliver.export(subject_of(what, settings, None if data is None else given(data)), format, of, _path(out))
 
 
-def picture(what: str, *paths: str | Path, size: int | None = None) -> Figure:
-    """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: run folders, and image files in place of held-out
+def picture(what: str, *paths: str | Path | Run, size: int | None = None) -> Figure:
+    """A figure of `report.pictures.PICTURES`, as a matplotlib Figure. paths: runs or their folders, and image files in place of held-out
     images. size: pixels of the images' shorter side, for what a ViT sees."""
     from selfdistill.report.pictures import Asked, Look, drawn  # matplotlib takes a second
     from selfdistill.report.style import rendered
 
-    files = [p for p in map(Path, paths) if p.is_file()]
-    looks = [Look(load(p)) for p in map(Path, paths) if not p.is_file()]
+    files = [Path(p) for p in paths if not isinstance(p, Run) and Path(p).is_file()]
+    looks = [Look(p if isinstance(p, Run) else load(p)) for p in paths if isinstance(p, Run) or not Path(p).is_file()]
     if not looks:
         raise Misuse(f"picture {what}: name a run folder")
     figure: Any = drawn(what, Asked(looks, files, size))
@@ -258,26 +265,7 @@ def write_report(*runs: str | Path | Run, out: str | Path | None = None) -> Path
     here where there are several, if not given. Returns where it is. Raises `Misuse`, `Failure`."""
     from selfdistill.report import page  # matplotlib takes a second
 
-    return page.write([run if isinstance(run, Run) else load(run) for run in runs], None if out is None else Path(out))
-
-
-def alternate(
-    *changes: str, rounds: int = 10, steps: int = 20, augmentations: int = 8, images: int = 1000, clusters: int | None = None
-) -> Iterator[tuple[em.Round, em.Round]]:
-    """The EM view: (k-means, SimSiam alternation) after each of `rounds` rounds on the same images; see `ablate.em`.
-
-    changes: "key=value" of SimSiam's recipe, `data=` among them. steps: of SGD in an M-step. augmentations: draws of an E-step.
-    clusters: of k-means, on raw pixels; as many as the data has classes, or 10.
-    """
-    recipe, source, _ = resolve(METHODS["simsiam"], changes)
-    recipe = recipe.edit([*em.ALTERNATION, *changes])
-    pixels = in_memory(spread(source.train, images), recipe.views, recipe.workers)
-    centres = (len(pixels.classes) or 10) if clusters is None else clusters
-    return zip(
-        em.kmeans(pixels.pixels.flatten(1).float() / 255, centres, rounds, recipe.seed),
-        em.alternation(recipe, pixels.pixels, rounds, steps, augmentations),
-        strict=True,
-    )
+    return page.write([run if isinstance(run, Run) else load(run) for run in runs], _path(out))
 
 
 FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")
@@ -301,4 +289,10 @@ def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str],
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, Spec):
+        return value.model_dump_json()
     return "none" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _path(of: str | Path | None) -> Path | None:
+    return None if of is None else Path(of)

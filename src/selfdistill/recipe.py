@@ -189,7 +189,7 @@ class Recipe(Spec):
         its base, a string for the encoder its name.
         """
         tree, slot = self.model_dump(), ""
-        for change in changes:
+        for change in [changes] if isinstance(changes, str) else changes:
             key, eq, value = change.partition("=")
             if not eq or not key:
                 raise Misuse(f"'{change}' is not a setting: write key=value, for example epochs=20")

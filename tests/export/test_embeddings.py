@@ -1,5 +1,7 @@
 """Features of a folder in a file, the nearest of an image, and pairs that are nearly the same."""
 
+import shutil
+
 import numpy as np
 import pytest
 import timm
@@ -110,6 +112,24 @@ def test_parquet_is_read_by_others(run, photos, tmp_path, monkeypatch):
     features = np.stack(table["features"])
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, run.embed([*source.train.paths, *source.test.paths]), atol=1e-6)
+
+
+def test_a_folders_features_are_of_all_its_images_and_what_cannot_be_read_is_said(run, photos, tmp_path):
+    assert sd.embed_to(run, photos, tmp_path / "e.npy") == 61
+    assert torch.equal(run.embed(photos), torch.from_numpy(np.load(tmp_path / "e.npy")))
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    first = next(folder.glob("*/*"))
+    (first.parent / "empty.png").touch()
+    said: list[str] = []
+    assert sd.embed_to(run, folder, tmp_path / "f.npy", said.append) == 61
+    assert len(said) == 1
+    assert "1 bad files are left out, the first: " in said[0]
+    assert "empty.png" in said[0]
+    with pytest.warns(UserWarning, match="empty.png"):
+        assert run.embed(folder).shape == (61, 16)
+    with pytest.warns(UserWarning, match="1 of 2 images cannot be read and have features nan"):
+        found = run.embed([first, folder / "nowhere.png"])
+    assert found.isnan().all(1).tolist() == [False, True]
 
 
 def test_npy_with_a_table_beside(run, photos, tmp_path):

@@ -203,7 +203,7 @@ def test_an_out_folder_that_is_read_only(tiny_source, tmp_path):
 
 REFUSED = [
     ("byol", {"batch_size": 2, "accumulate": 2}, "BatchNorm of one image"),
-    ("moco", {"terms.views.loss.queue": 97}, r"queue=97 is longer than the data: bars has 96.*Set it to 48"),
+    ("moco", {"terms.views.loss.queue": 97}, r"queue=97 is longer than the data: python:bars has 96.*Set it to 48"),
     ("swav", {"terms.views.loss.queue": 0, "terms.views.loss.prototypes": 33}, r"prototypes=33.*is 32 samples"),
     ("simsiam", {"batch_size": 97}, "larger than the data"),
     ("mean-teacher", {"labels": 97}, "labels=97"),
@@ -219,7 +219,7 @@ def test_what_cannot_train_is_refused_before_it_starts(method, settings, said, t
 
 def test_one_image_in_all_is_too_few(tmp_path):
     pixels = Pixels(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(Misuse, match="data=one has 1 image to train on: two at least"):
+    with pytest.raises(Misuse, match="data=python:one has 1 image to train on: two at least"):
         sd.pretrain("simsiam", data=Source("one", pixels), out=tmp_path / "run", **TINY)
 
 

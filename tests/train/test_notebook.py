@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 def test_what_a_notebook_shows(tiny_run):
     shown = tiny_run._repr_html_()
-    for word in ("simsiam on bars", str(tiny_run.path), tiny_run.summary["because"], f"{tiny_run.summary['knn_top1']:.4f}"):
+    for word in ("simsiam on python:bars", str(tiny_run.path), tiny_run.summary["because"], f"{tiny_run.summary['knn_top1']:.4f}"):
         assert word in shown
     curves = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", shown)]
     rows = [row["loss"] for row in tiny_run.metrics if "loss" in row]

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -143,6 +145,46 @@ def test_a_module_of_the_users_own(tiny_source, tmp_path):
     torch.testing.assert_close(sd.load(run.path, encoder=Net()).embed(tiny_source.test.pixels), run.embed(tiny_source.test.pixels))
     with pytest.raises(sd.Misuse, match="encoder"):
         sd.load(run.path).backbone  # noqa: B018
+
+
+def test_images_of_ones_own_are_passed_again_and_no_others_are_taken_for_them(tiny_source, tmp_path, monkeypatch):
+    """A run of a set that is called like a built-in one, or like a folder beside it, does not open that."""
+    monkeypatch.chdir(tmp_path)
+    named = replace(tiny_source, name="digits")
+    run = sd.pretrain("simsiam", data=named, out="run", **TINY)
+    again = sd.load("run")
+    assert again.embed(tiny_source.test.pixels).shape == (32, 16)
+    with pytest.raises(sd.Misuse, match=r"data=python:digits: .*sd\.load\(RUN, data=images\)"):
+        again.knn()
+    assert sd.load("run", data=named).knn() == run.knn()
+    assert sd.load("run", data="digits").source.name == "digits"
+    assert sd.pretrain("simsiam", data=named, out="run", resume=True).recipe == run.recipe
+    assert sd.pretrain("simsiam", data=named, **TINY).path.name == "simsiam-digits-1"
+
+
+def test_python_takes_runs_paths_tensors_and_specs_alike(tiny_source, tiny_run, tmp_path):
+    pixels = tiny_source.test.pixels
+    rows = tmp_path / "rows.npy"
+    assert sd.embed_to(tiny_run, pixels, rows) == len(pixels)
+    assert torch.equal(torch.from_numpy(np.load(rows)), tiny_run.embed(pixels))
+    again = sd.load(tiny_run.path, data=tiny_source)
+    assert list(sd.measure("raw-pixels", data="digits", **{"knn.ks": [3]})) == ["knn"]
+    assert sd.diagnosis_of(tiny_run).to_json() == sd.diagnosis_of(again).to_json()
+    for of_a_path in (sd.diagnosis_of, sd.predictor_gap):
+        with pytest.raises(sd.Misuse, match="data=python:bars"):
+            of_a_path(str(tiny_run.path))
+    assert sd.diagnosis_of(np.random.default_rng(0).normal(size=(200, 8)).astype("f4")).verdict == "healthy"
+    assert sd.picture("curves", tiny_run).axes
+    Image.fromarray(pixels[0, 0].numpy()).save(tmp_path / "one.png")
+    near = sd.neighbours(tiny_run, tmp_path / "one.png", tiny_source, 2, sheet=str(tmp_path / "near.png"))
+    assert len(near) == 2
+    assert (tmp_path / "near.png").exists()
+    sd.duplicates(tiny_run, tiny_source, 0.999, out=str(tmp_path / "pairs.csv"))
+    assert (tmp_path / "pairs.csv").exists()
+    optimizer = sd.METHODS["dino"].optimizer
+    run = sd.pretrain(tiny_run.path / "recipe.yaml", data=tiny_source, without="stop-gradient", optimizer=optimizer, out=tmp_path / "run")
+    assert (run.recipe.optimizer, run.recipe.stop_gradient) == (optimizer, False)
+    assert sd.METHODS["byol"].edit("epochs=3").epochs == 3
 
 
 def test_a_tensor_without_labels(tmp_path):

@@ -22,12 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfdistill.data.images import spread
+from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.metrics import effective_rank, output_std
 from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
 from selfdistill.train.loop import set_schedules
+from selfdistill.train.resolve import resolve
 from selfdistill.views.augment import views_of_pixels
 from selfdistill.views.draw import permutation
 
@@ -43,6 +47,25 @@ class Round(NamedTuple):
     m_step: float
     output_std: float | None = None
     effective_rank: float | None = None
+
+
+def alternate(
+    *changes: str, rounds: int = 10, steps: int = 20, augmentations: int = 8, images: int = 1000, clusters: int | None = None
+) -> Iterator[tuple[Round, Round]]:
+    """The EM view: (k-means, SimSiam alternation) after each of `rounds` rounds on the same images.
+
+    changes: "key=value" of SimSiam's recipe, `data=` among them. steps: of SGD in an M-step. augmentations: draws of an E-step.
+    clusters: of k-means, on raw pixels; as many as the data has classes, or 10.
+    """
+    recipe, source, _ = resolve(METHODS["simsiam"], changes)
+    recipe = recipe.edit([*ALTERNATION, *changes])
+    pixels = in_memory(spread(source.train, images), recipe.views, recipe.workers)
+    centres = (len(pixels.classes) or 10) if clusters is None else clusters
+    return zip(
+        kmeans(pixels.pixels.flatten(1).float() / 255, centres, rounds, recipe.seed),
+        alternation(recipe, pixels.pixels, rounds, steps, augmentations),
+        strict=True,
+    )
 
 
 def kmeans(x: Tensor, clusters: int, rounds: int, seed: int = 0) -> Iterator[Round]:

@@ -115,6 +115,15 @@ class Source:
     bad: tuple[tuple[Path, str], ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def left_out(self) -> str:
+        """A sentence on `bad`, empty where there are none."""
+        return (
+            f"{self.name}: {len(self.bad)} bad files are left out, the first: {printable(self.bad[0][0])}: {self.bad[0][1]}"
+            if self.bad
+            else ""
+        )
+
 
 def picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:
     """The labels of the images at the places `rows` [n], where there are any."""

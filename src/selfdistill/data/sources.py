@@ -29,6 +29,8 @@ from selfdistill.errors import Failure, Misuse
 # scikit-learn and torchvision are imported where they are used: a command that opens a folder starts without them.
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+OWN = "python:"
+"""before the name of images that a Python program passed, which no one else can open"""
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
@@ -40,6 +42,8 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     """
     check_data(data)
     name = os.path.expanduser(data)
+    if name.startswith(OWN):
+        raise Misuse(f"data={name}: images of a Python program, which passes them again: sd.load(RUN, data=images)")
     if isinstance(data, str) and name in SOURCES:
         return SOURCES[name]()
     if name.startswith(PREFIX):
@@ -61,6 +65,16 @@ def word_of(data: str | os.PathLike[str]) -> str:
     """What a recipe says of it, for `open_source` to read again: a path that is called like a set is a path still."""
     name = os.fspath(data)
     return os.path.join(".", name) if name in SOURCES and not isinstance(data, str) else name
+
+
+def given(data: Any) -> str | Source:
+    """What a Python program may pass: a name, a path, uint8 images [N, C, H, W] or a `Source`. Raises `Misuse` for what is none."""
+    if isinstance(data, Tensor):
+        return Source("tensor", Pixels(data))
+    if isinstance(data, Source):
+        return data
+    check_data(data)
+    return word_of(data)
 
 
 def check_data(data: Any) -> None:

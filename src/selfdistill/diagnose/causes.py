@@ -254,7 +254,7 @@ CAUSES = (
     ),
     Cause(
         CONSTANT,
-        lambda r: r.projector is not None and r.projector.bn == "none" and _of_vectors(r),
+        lambda r: getattr(r.projector, "bn", "") == "none" and _of_vectors(r),
         "projector.bn=none: without BatchNorm in the heads SimSiam learns little (Table 3a: 34.6 % for 68.1 %).",
         "projector.bn=all, or lower lr.",
     ),
@@ -262,7 +262,7 @@ CAUSES = (
         CONSTANT,
         lambda r: True,
         "none of the causes known here is in its recipe.",
-        "Lower lr, more weight decay, or BatchNorm in the heads (projector.bn=all); what is not as in the paper: selfdistill diff METHOD RUN.",
+        "Lower lr, more weight decay, or BatchNorm in the heads (projector.bn=all). What is not the paper's: selfdistill diff METHOD RUN.",
     ),
 )
 

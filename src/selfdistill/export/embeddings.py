@@ -56,6 +56,8 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
 def embedded(subject: Subject, say: Callable[[str], None]) -> Iterator[tuple[list[Row], Tensor]]:
     """(rows, features [b, F]) of a batch of images after the other, the training images first."""
     start, recipe = 0, subject.recipe
+    if subject.source.left_out:
+        say(subject.source.left_out)
     for split, images in {"train": subject.source.train, "test": subject.source.test}.items():
         if images is None:
             continue

@@ -37,9 +37,11 @@ class Encoder(Spec):
     @field_validator("options")
     @classmethod
     def _keywords(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for key in options:
+        for key, value in options.items():
             if not key.isidentifier():  # YAML reads {depth:3} as a key "depth:3" without a value, which timm would leave out
                 raise ValueError(f"{key} is not a keyword: write {{depth: 3}}, with a space after the colon")
+            if isinstance(value, dict) and not all(isinstance(name, str) for name in value):  # {0}: recipe.yaml would say {'0': null}
+                raise ValueError(f"{key}={value}: the keys of a mapping are words")
         return options
 
     def build(self, size: int) -> Backbone:
@@ -99,7 +101,7 @@ def _network(spec: Encoder, size: int) -> nn.Module:
         except (TypeError, IndexError, ValueError, RuntimeError) as e:
             raise Misuse(f"encoder.options={spec.options} does not fit resnet-small, which takes widths, a list of numbers: {e}") from e
     if spec.name.startswith("python:"):
-        raise Misuse(f"encoder={spec.name}: this run was made with a module of your own: pass it from Python, encoder=module")
+        raise Misuse(f"encoder={spec.name}: this run was made with a module of your own: sd.load(RUN, encoder=module) passes it again")
     hint = did_you_mean(spec.name, [*RESNETS, "resnet-small", *(f"timm:{m}" for m in timm.list_models())])
     raise Misuse(f"encoder={spec.name}: no such encoder. Allowed: {', '.join(RESNETS)}, resnet-small, timm:NAME.{hint}")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from selfdistill import own
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
+from selfdistill.data.sources import OWN
 from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
@@ -75,7 +76,8 @@ def pretrain(
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
 
     if not resume:
-        data = re.sub(r"[^\w.-]+", "-", Path(recipe.data).name).strip("-")  # hf:NAME and shards-{000..127}.tar are names too
+        named = Path(recipe.data.removeprefix(OWN)).name  # hf:NAME and shards-{000..127}.tar too
+        data = re.sub(r"[^\w.-]+", "-", named).strip("-")
         out = fabric.broadcast(new_folder(out, f"{recipe.method}-{data}"))
         fabric.barrier()  # all have seen that it is not there
         if fabric.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import warnings
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Encoded, Files, Images, Pixels, Source, printable
 from selfdistill.data.loader import cores, plain_batches
-from selfdistill.data.sources import open_source
+from selfdistill.data.sources import given, open_source
 from selfdistill.disk import flushed, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
@@ -122,14 +123,19 @@ class Run:
             return Backbone(self.own_encoder, self.recipe.encoder.channels, self.recipe.views.size)
         return untrained(self.recipe)
 
-    def embed(self, images: Tensor | Sequence[Path] | str | Path) -> Tensor:
-        """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set by name or folder (its training images)."""
+    def embed(self, images: Tensor | Sequence[Path] | str | Path | Source) -> Tensor:
+        """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set, by name or folder too: its training images, then
+        those held out. Warns of images that cannot be read, whose features are NaN, and of those that a folder leaves out."""
         if isinstance(images, (str, Path)):
-            of = open_source(images, self.recipe.on_bad_image).train
-        else:
-            of = Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images])
-        self.check(of)
-        return features_of(self.backbone, of, self.recipe)
+            images = open_source(images, self.recipe.on_bad_image)
+        if not isinstance(images, Source):
+            images = Source("images", Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images]))
+        if images.left_out:
+            warnings.warn(images.left_out, stacklevel=2)
+        parts = [part for part in (images.train, images.test) if part is not None]
+        for part in parts:
+            self.check(part)
+        return torch.cat([features_of(self.backbone, part, self.recipe, unreadable=math.nan) for part in parts])
 
     def check(self, images: Images) -> None:
         """Raises `Misuse` where the encoder cannot look at images."""
@@ -157,9 +163,10 @@ class Run:
         return features_of(backbone, bank, self.recipe), labels, features_of(backbone, test, self.recipe), targets
 
 
-def load(path: str | Path, encoder: nn.Module | None = None) -> Run:
-    """A run from its folder; `encoder` is the module of a run that was given its own."""
-    return Run(Path(path), encoder)
+def load(path: str | Path, encoder: nn.Module | None = None, data: str | Path | Tensor | Source | None = None) -> Run:
+    """A run from its folder. encoder and data: the module and the images of a run that was given its own; other images serve as well."""
+    source = None if data is None else given(data)
+    return Run(Path(path), encoder, open_source(source) if isinstance(source, str) else source)
 
 
 def untrained(recipe: Recipe) -> Backbone:
@@ -169,19 +176,21 @@ def untrained(recipe: Recipe) -> Backbone:
         return recipe.encoder.build(recipe.views.size)
 
 
-def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False) -> Tensor:
+def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False, unreadable: float | None = None) -> Tensor:
     """[N, F] fp32 on the CPU: what a network says of images as they are, read as the recipe reads them. Warns of unreadable ones, whose
-    features are those of mean grey."""
-    bad: list[str] = []
+    features are all `unreadable`, or those of mean grey."""
+    bad: dict[int, str] = {}
 
     def report(i: int, reason: str) -> None:
-        bad.append(f"{printable(images.path(i)) if isinstance(images, Encoded) else i}: {reason}")
+        bad[i] = f"{printable(images.path(i)) if isinstance(images, Encoded) else i}: {reason}"
 
     with _lent(network) as device:
         found = features(network, plain_batches(images, recipe.views, device, recipe.workers, report=report), bf16)
     if bad:
-        warnings.warn(f"{len(bad)} of {len(images)} images cannot be read and count as grey squares, the first: {bad[0]}", stacklevel=2)
-    return found
+        become = "count as grey squares" if unreadable is None else f"have features {unreadable}"
+        first = next(iter(bad.values()))
+        warnings.warn(f"{len(bad)} of {len(images)} images cannot be read and {become}, the first: {first}", stacklevel=2)
+    return found if unreadable is None else found.index_fill(0, torch.tensor(list(bad), dtype=torch.long), unreadable)
 
 
 @contextmanager

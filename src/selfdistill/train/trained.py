@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.metrics import ExpectationGap, expectation_gap
 from selfdistill.errors import Misuse
 from selfdistill.siamese import Siamese
-from selfdistill.train.run import Run
+from selfdistill.train.run import Run, load
 from selfdistill.train.weights import fill, read
 from selfdistill.views.augment import views_of_pixels
 
@@ -28,9 +30,10 @@ def siamese_of(run: Run) -> Siamese:
 
 
 @torch.no_grad()
-def predictor_gap(run: Run, augmentations: int = 32, images: int = 512) -> ExpectationGap:
+def predictor_gap(run: Run | str | Path, augmentations: int = 32, images: int = 512) -> ExpectationGap:
     """How near the run's predictor comes to the expectation, over `augmentations` of at most `images` held-out images (training
     images where none are held out). Raises `Misuse` where the recipe has no predictor."""
+    run = run if isinstance(run, Run) else load(run)
     recipe = run.recipe
     if recipe.predictor is None:
         raise Misuse(f"{run.path}: {recipe.method} has no predictor, whose distance to the expectation could be measured")
