@@ -175,11 +175,7 @@ def test_python_takes_runs_paths_tensors_and_specs_alike(tiny_source, tiny_run, 
             of_a_path(str(tiny_run.path))
     assert sd.diagnosis_of(np.random.default_rng(0).normal(size=(200, 8)).astype("f4")).verdict == "healthy"
     assert sd.picture("curves", tiny_run).axes
-    Image.fromarray(pixels[0, 0].numpy()).save(tmp_path / "one.png")
-    near = sd.neighbours(tiny_run, tmp_path / "one.png", tiny_source, 2, sheet=str(tmp_path / "near.png"))
-    assert len(near) == 2
-    assert (tmp_path / "near.png").exists()
-    sd.duplicates(tiny_run, tiny_source, 0.999, out=str(tmp_path / "pairs.csv"))
+    sd.duplicates(tiny_run, tiny_source, 0.999, out=str(tmp_path / "pairs.csv"), sheet=str(tmp_path / "pairs.png"))
     assert (tmp_path / "pairs.csv").exists()
     optimizer = sd.METHODS["dino"].optimizer
     run = sd.pretrain(tiny_run.path / "recipe.yaml", data=tiny_source, without="stop-gradient", optimizer=optimizer, out=tmp_path / "run")
