@@ -115,12 +115,10 @@ def kornia_simsiam(images: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def our_simsiam(images: np.ndarray, fused: bool = True) -> Callable[[], None]:
+def our_simsiam(images: np.ndarray) -> Callable[[], None]:
     from selfdistill.methods import METHODS
-    from selfdistill.views import augment
     from selfdistill.views.augment import views_of_pixels
 
-    augment.FUSED = fused  # of this process
     spec = METHODS["simsiam"].edit(["views.size=32"]).views
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -175,15 +173,13 @@ def torchvision_dino(paths: list[Path], colour: bool) -> Callable[[], None]:
     return run
 
 
-def our_dino(images: Encoded, colour: bool, fused: bool = True) -> Callable[[], None]:
+def our_dino(images: Encoded, colour: bool) -> Callable[[], None]:
     from selfdistill.data.loader import _Crops
     from selfdistill.methods import METHODS
     from selfdistill.train.allocator import keep_freed_memory
-    from selfdistill.views import augment
     from selfdistill.views.augment import views_of_crops
 
     keep_freed_memory()  # as a run does before it starts its workers
-    augment.FUSED = fused  # of this process
     recipe = METHODS["dino"]
     dataset = _Crops(images, recipe)
 
@@ -261,7 +257,6 @@ def main() -> None:
             "torchvision v2": partial(torchvision_simsiam, images),
             "kornia": partial(kornia_simsiam, images),
             "ours": partial(our_simsiam, images),
-            "ours, eager": partial(our_simsiam, images, fused=False),
         }
         compare("A: SimSiam's two views of 32 x 32", makers, len(images), **how)
     with TemporaryDirectory() as folder:
@@ -279,7 +274,6 @@ def main() -> None:
                 "lightly": partial(lightly_dino, paths),
                 "torchvision v2": partial(torchvision_dino, paths, True),
                 "ours": partial(our_dino, Files(paths), colour=True),
-                "ours, eager": partial(our_dino, Files(paths), colour=True, fused=False),
             }
             compare("C: JPEG to DINO's normalised floats", whole, len(paths), **how)
         if "D" in args.only:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.errors import Misuse
+from selfdistill.evaluate.features import features
 from selfdistill.methods import METHODS
 from selfdistill.parts.backbone import Backbone
 from selfdistill.parts.encoder import Encoder
@@ -145,7 +146,7 @@ def test_maps_and_tokens_are_pooled(shape):
         (Encoder(name="resnet18", options={"colour": 1}), "colour"),
         (Encoder(name="resnet-small", options={"depth": 1}), "depth"),
         (Encoder(name="timm:vit_tiny_patch16_224", options={"patch_size": 5}), "patch size (5)"),
-        (Encoder(name="python:Net"), "from Python"),
+        (Encoder(name="python:Net"), "sd.load(RUN, encoder=module)"),
     ],
 )
 def test_an_encoder_that_cannot_be(spec, said):
@@ -335,3 +336,10 @@ def test_local_crops_that_patches_do_not_fill_are_refused():
     with pytest.raises(Misuse, match=r"views\.locals\.size=24"):
         Siamese(recipe.edit([*small, "views.locals={count: 2, size: 24}"]), 10)
     Siamese(recipe.edit([*small, "views.locals={count: 2, size: 28}"]), 10)
+
+
+def test_a_batchnorm_that_a_user_froze_stays_frozen():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4))
+    backbone = Backbone(net, 1, 8)
+    features(backbone, [torch.rand(2, 1, 8, 8)])
+    assert [part.training for part in net] == [True, False, True]

@@ -79,6 +79,23 @@ def test_each_batch_has_its_share_of_labelled_images_and_all_come_in_turn():
     assert [seen.count(int(i)) for i in labelled] == [4] * 5
 
 
+def test_a_containers_quota_and_the_processes_beside_count(monkeypatch, tmp_path):
+    """docker --cpus=2 leaves all cores in the affinity mask."""
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda pid: set(range(32)), raising=False)
+    monkeypatch.setattr(loader, "QUOTA", tmp_path / "cpu.max")
+    assert loader.cores() == 32
+    for text, count in (("max 100000\n", 32), ("200000 100000\n", 2), ("50000 100000\n", 1)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert loader.cores() == count
+    (tmp_path / "cpu.max").unlink()
+    asked = []
+    monkeypatch.setattr(loader, "DataLoader", lambda *_, num_workers, **__: asked.append(num_workers) or [])
+    for beside in ("1", "8", "64"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+        assert list(loader._loader(None, iter([]), "auto")) == []
+    assert asked == [16, 4, 1]
+
+
 def test_views_carry_the_visible_labels_only():
     views = next(training_views(images(), SEMI, 0, torch.device("cpu"), print))
     visible = visible_labels(images(), SEMI)

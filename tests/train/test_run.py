@@ -20,7 +20,9 @@ from torch import nn
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
+from selfdistill.siamese import Siamese
 from selfdistill.train import checkpoint, loop
+from selfdistill.train.resolve import with_preset
 from tests.conftest import TINY, TINY_OF
 from tests.crash import lines, same, state_of, until
 
@@ -103,6 +105,32 @@ def test_same_seed_same_run_and_another_seed_another(tiny_run, tiny_source, tmp_
     other = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "other", **TINY, seed=1)
     assert same(state_of(tiny_run), state_of(again))
     assert not same(state_of(tiny_run)["model"], state_of(other)["model"])
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_micro_batches(tiny_source, tmp_path, monkeypatch):
+    seen: list[dict[str, torch.Tensor]] = []
+    of_the_step = loop._of_the_step
+    monkeypatch.setattr(loop, "_of_the_step", lambda made, parts: seen.extend(parts) or of_the_step(made, parts))
+    tiny = {**TINY_OF["ibot"], "epochs": 1, "log_every": 1, "precision": "fp32"}
+    run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", accumulate=4, **tiny)
+    steps = [row for row in run.metrics if row["step"]]
+    assert len(seen) == 4 * len(steps)
+    for row, four in zip(steps, zip(*[iter(seen)] * 4, strict=True), strict=True):
+        for name, logged in (("loss", "loss"), ("views", "loss_views"), ("patches", "loss_patches")):
+            assert row[logged] == pytest.approx(sum(float(part[name]) for part in four) / 4, rel=1e-5)
+
+
+def test_parameters_without_gradient_are_named():
+    siamese = Siamese(with_preset(sd.METHODS["simsiam"], "digits")[0], 10)
+    idle = next(siamese.parameters())
+    for p in siamese.parameters():
+        p.grad = torch.zeros_like(p)
+    loop._all_learn(siamese)
+    idle.grad = None
+    with pytest.raises(sd.Misuse, match=r"1 parameters get no gradient, the first: student\..*devices=1"):
+        loop._all_learn(siamese)
+    idle.requires_grad_(False)
+    loop._all_learn(siamese)
 
 
 def test_probes_do_not_change_the_run(tiny_run, tiny_source, tmp_path):

@@ -85,6 +85,12 @@ def test_views_of_224_and_96_from_a_large_image_equal_eager(channels):
     check(lambda spec: views_of_pixels(images, ids, spec, 2, 0, 0), spec)
 
 
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5,))])
+def test_one_value_serves_all_channels_beside_one_a_channel(mean, std):
+    images, ids = pixels(4, 3, 12, 12), torch.arange(4)
+    check(lambda spec: views_of_pixels(images, ids, spec, 2, 0, 0), Crops(size=8, mean=mean, std=std))
+
+
 def test_any_number_of_threads_gives_the_same():
     images, ids, before = pixels(7, 3, 20, 20), torch.arange(7), torch.get_num_threads()
     found = []

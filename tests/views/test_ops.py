@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from selfdistill.errors import Misuse
-from selfdistill.methods import METHODS
-from selfdistill.recipe import Recipe
 from selfdistill.views import color
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.crop import DRAWS as CROP
@@ -186,12 +183,3 @@ def test_a_flip_in_the_crop_is_a_flip_of_the_crop():
     flip = torch.tensor([True, False, True, True, False])
     plain, flipped = crop_and_resize(images, boxes, 8), crop_and_resize(images, boxes, 8, flip)
     torch.testing.assert_close(flipped, torch.where(flip[:, None, None, None], plain.flip(-1), plain))
-
-
-def test_a_recipe_of_an_earlier_version_may_name_the_exact_colours(tmp_path):
-    text = METHODS["simsiam"].to_yaml().replace("views:\n", "views:\n  colour: exact\n", 1)
-    (tmp_path / "recipe.yaml").write_text(text)
-    assert Recipe.from_yaml(tmp_path / "recipe.yaml") == METHODS["simsiam"]
-    (tmp_path / "recipe.yaml").write_text(text.replace("colour: exact", "colour: folded"))
-    with pytest.raises(Misuse, match=r"views.*colour=folded is no longer there: take the line out"):
-        Recipe.from_yaml(tmp_path / "recipe.yaml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
 from selfdistill.data.order import micro_batches, visible_labels
 from selfdistill.errors import Failure
+from selfdistill.parts.collective import ranks
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.batch import Views
@@ -34,6 +35,9 @@ RESIDENT = 0.25
 SPARE = 2.0
 """pixels, in each direction, that a photograph is decoded to for one of a crop: with 1, a rounded box is off by up to half a pixel"""
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""microseconds of all cores that a container may use in a period, and the period (docker --cpus)"""
+
 Report = Callable[[Path, str], None]
 
 
@@ -43,8 +47,9 @@ def training_views(
     """The views of each micro-batch, on `device`. Files that prove unreadable are replaced by the next readable one and reported."""
     visible = visible_labels(images, recipe)
     order = micro_batches(recipe, len(images), step, rank, ranks, visible)
+    labels = None if visible is None else visible.to(device)
     for views in _views(images, recipe, device, report, order):
-        yield views if visible is None else views._replace(labels=visible.to(device)[views.ids])
+        yield views if labels is None else views._replace(labels=labels[views.ids])
 
 
 def _views(images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[int, Tensor]]) -> Iterator[Views]:
@@ -196,7 +201,8 @@ def _memory(*shape: int) -> Tensor:
 
 
 def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str) -> Iterator[Any]:
-    count = min(cores(), 16) if workers == "auto" else int(workers)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks()[1]))  # processes on this machine, each with workers of its own
+    count = max(1, min(cores() // beside, 16)) if workers == "auto" else int(workers)
     loader = DataLoader(
         dataset,
         batch_sampler=todo,
@@ -214,8 +220,12 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
 
 
 def cores() -> int:
-    """Those that this process may use: a container, a queue or taskset may leave fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use: a queue or taskset may leave fewer than there are, and a container a share of their time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no Linux, no cgroup, or "max", no limit
+        quota, period = map(int, QUOTA.read_text().split())
+        count = min(count, max(1, quota // period))
+    return count
 
 
 @contextmanager

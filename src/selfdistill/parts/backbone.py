@@ -14,6 +14,18 @@ from torch import Tensor, nn
 from selfdistill.errors import Misuse
 
 
+@contextmanager
+def in_eval(network: nn.Module) -> Iterator[None]:
+    """In eval mode, and then each part in the mode that it had: a BatchNorm that a user froze stays frozen."""
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 class Backbone(nn.Module):
     """A network with a known feature width: pools feature maps [B, F, h, w] and token sequences [B, n, F] to [B, F]."""
 
@@ -28,12 +40,9 @@ class Backbone(nn.Module):
 
     def width(self, channels: int, size: int) -> int:
         """F for images [B, channels, size, size]. Raises whatever the network raises where it does not take them."""
-        was = self.net.training
-        with torch.no_grad():
-            param = next(self.net.parameters(), torch.empty(0))
-            dim = self.eval()(torch.zeros(1, channels, size, size, device=param.device, dtype=param.dtype)).shape[1]
-        self.train(was)
-        return dim
+        param = next(self.net.parameters(), torch.empty(0))
+        with torch.no_grad(), in_eval(self):
+            return self(torch.zeros(1, channels, size, size, device=param.device, dtype=param.dtype)).shape[1]
 
     def compile(self, **options: Any) -> None:
         """`torch.compile` in place, as nn.Module has it, but block by block where the network has `blocks` (a ViT's are all alike, so

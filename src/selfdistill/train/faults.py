@@ -37,9 +37,9 @@ class Interrupted(KeyboardInterrupt):
 class Guard:
     """Passes over a step whose loss or gradient is not finite: nothing of it stays but its number and its images.
 
-    Whether all is well is read once a step, on all ranks alike. On a GPU that is the one wait for the device that a step has: after
-    the backward pass, when nothing is left to be computed before the optimiser; what it costs is the launch of the optimiser's
-    first kernels.
+    Whether all is well is read once a step, on all ranks alike. On a GPU that is a wait for the device: after the backward pass, when
+    nothing is left to be computed before the optimiser; what it costs is the launch of the optimiser's first kernels. The others of a
+    step are in its views and masks, which are chosen by row.
     """
 
     def __init__(self, siamese: Siamese, recipe: Recipe, images: Images, folder: Path, bad: list[int]):

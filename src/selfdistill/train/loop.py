@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -54,7 +55,9 @@ def pretrain(
     fails or, once all is written, when on_collapse=stop ended the run, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
-    fabric = Fabric(devices=recipe.devices, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true")
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not Apple's, which has no float64 to draw a crop's corner in
+    precision: Any = "bf16-mixed" if recipe.precision == "bf16" else "32-true"
+    fabric = Fabric(accelerator=accelerator, devices=recipe.devices, precision=precision)
     meeting = meet_on_loopback(recipe.devices)  # after Fabric said that there are so many devices
     fabric.launch()
     recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share
@@ -107,14 +110,16 @@ def pretrain(
     try:
         with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():
             if monitor and start == 0:
-                monitor.before(siamese)
+                with clock("probes and log"):
+                    monitor.before(siamese)
             for step in range(start, total):
                 now = Progress(step, steps_per_epoch, recipe.epochs)
                 lr = set_schedules(optimizer, recipe, now)
                 # What a layer draws (dropout, drop path) is a function of seed and step, so that a resume draws the same.
                 torch.manual_seed(int(mix(torch.tensor(recipe.seed * 1_000_003 + step)) >> 1) + fabric.global_rank)
-                guard.remember()
-                losses = []
+                with clock("optimiser"):
+                    guard.remember()
+                parts: list[dict[str, Tensor]] = []
                 for micro in range(recipe.accumulate):
                     with clock("data and views"):
                         seen = next(views)
@@ -125,9 +130,13 @@ def pretrain(
                             made: Step = model(seen, now)
                         with clock("backward"):
                             fabric.backward(made.loss / recipe.accumulate)
-                    losses.append(made.loss.detach())
+                    parts.append({"loss": made.loss.detach(), **{name: part.detach() for name, part in made.losses.items()}})
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
-                passed = guard.passes(step + 1, torch.stack(losses).mean(), fabric, came)
+                made = _of_the_step(made, parts)
+                if step == start and fabric.world_size > 1:
+                    _all_learn(siamese)
+                with clock("optimiser"):
+                    passed = guard.passes(step + 1, made.loss, fabric, came)
                 if passed:  # else all is as before the step
                     with clock("optimiser"):
                         _clip(model, recipe, guard.norm)
@@ -172,6 +181,22 @@ def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progres
         group["lr"] = (lr if group["lr_decay"] else kept) * group["lr_scale"]
         group["weight_decay"] = recipe.weight_decay.at(now) if group["weight_decayed"] else 0.0
     return lr
+
+
+def _of_the_step(made: Step, parts: list[dict[str, Tensor]]) -> Step:
+    """With the loss of the whole step, the mean over its micro-batches; what else it holds is of the last one."""
+    mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    return made._replace(loss=mean.pop("loss"), losses=mean)
+
+
+def _all_learn(siamese: Siamese) -> None:
+    """Raises `Misuse` after a backward pass that did not reach a parameter: the processes would wait for each other's gradient of it."""
+    idle = [name for name, p in siamese.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        raise Misuse(
+            f"{len(idle)} parameters get no gradient, the first: {idle[0]}. Several processes wait for those of all: take it out, or "
+            "freeze it, requires_grad_(False), or devices=1"
+        )
 
 
 def _clip(model: nn.Module, recipe: Recipe, norm: Tensor) -> None:

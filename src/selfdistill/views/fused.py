@@ -41,8 +41,8 @@ def fused(images: Tensor, v: int, drawn: Drawn, mean: tuple[float, ...], std: tu
 
     By torch.get_num_threads() threads, whose number changes nothing.
     """
-    spread = np.broadcast_to(np.array([mean, std]), (2, images.shape[2]))
-    scale, shift = (1 / spread[1]).astype(np.float32), (-spread[0] / spread[1]).astype(np.float32)
+    centre, spread = (np.broadcast_to(of, images.shape[2]) for of in (mean, std))
+    scale, shift = (1 / spread).astype(np.float32), (-centre / spread).astype(np.float32)
     parts = Drawn._make(part.contiguous().numpy() for part in drawn)
     arrays: Any = (images.contiguous().numpy(), v, parts, scale, shift, out.numpy())
     count = max(1, min(len(images), torch.get_num_threads()))
