@@ -118,11 +118,10 @@ class Source:
     @property
     def left_out(self) -> str:
         """A sentence on `bad`, empty where there are none."""
-        return (
-            f"{self.name}: {len(self.bad)} bad files are left out, the first: {printable(self.bad[0][0])}: {self.bad[0][1]}"
-            if self.bad
-            else ""
-        )
+        if not self.bad:
+            return ""
+        file, reason = self.bad[0]
+        return f"{self.name}: {len(self.bad)} bad files are left out, the first: {printable(file)}: {reason}"
 
 
 def picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:
