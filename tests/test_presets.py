@@ -82,6 +82,13 @@ def test_what_a_user_sets_is_not_said_to_be_the_presets():
     said = {field.key: field.new for field in changed}
     assert (recipe.preset, recipe.epochs, said["batch_size"], recipe.batch_size) == ("digits", 3, "128", 128)
     assert not {"epochs", "encoder.name", "views.size", "encoder.options"} & said.keys()
+    _, _, changed = on_data(METHODS["dino"], ["encoder=resnet-small"], source)
+    assert not {"encoder", "encoder.name", "encoder.options"} & {field.key for field in changed}
+    _, _, changed = on_data(METHODS["dino"], [], source)
+    keys = [field.key for field in changed]
+    assert len(keys) == len(set(keys))
+    assert ("encoder" in keys, "encoder.name" in keys) == (True, False)
+    assert next(field.new for field in changed if field.key == "epochs") == "120"
 
 
 def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():

@@ -160,7 +160,7 @@ def measure(what: str | Path | Run, *words: str, to: Data | None = None, **setti
 def diagnosis_of(
     what: str | Path | Run | Tensor | np.ndarray,
     *settings: str,
-    labels: Path | Tensor | None = None,
+    labels: str | Path | Tensor | np.ndarray | None = None,
     pretrained: bool = False,
     augmentations: int = 32,
 ) -> Diagnosis:

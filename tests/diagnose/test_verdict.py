@@ -67,6 +67,8 @@ DOMINATED = UNIFORM | {"target_entropy": 0.01, "target_usage_entropy": 0.02, "lo
         ("simsiam", ["projector.bn=none", "predictor.bn=none"], COLLAPSED, "Table 3a", "projector.bn=all"),
         ("dino", ["terms.views.loss.target.momentum=1"], COLLAPSED, "without centring", "target=centre"),
         ("ibot", ["terms.views.loss.target.temperature={base: 0.1}"], COLLAPSED, "no sharper", "Sharpen"),
+        ("simsiam", ["terms.views.loss=cross-entropy", "stop_gradient=false"], COLLAPSED, "stop_gradient=false", "stop_gradient=true"),
+        ("simsiam", ["terms.views.loss=cross-entropy", "predictor.lr_scale=0"], COLLAPSED, "never learns", "predictor.lr_scale=1"),
         ("simsiam", ["projector=none"], COLLAPSED, "none of the causes", "selfdistill diff"),
         ("mean-teacher", ["teacher=shared", "keep=student"], COLLAPSED, "none of the causes", "selfdistill diff"),
         ("moco", ["terms.views.loss=cosine"], COLLAPSED, "without predictor", "predictor=mlp"),

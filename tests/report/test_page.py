@@ -325,11 +325,11 @@ def test_the_point_under_the_pointer_shows_its_image(browser, written, runs):
     browser.ask("document.querySelector('.map').scrollIntoView()")
     for n in (0, 130, 299):
         box = browser.ask(
-            f"(b => [b.x + b.width / 2, b.y + b.height / 2])(document.querySelectorAll('.map circle')[{n}].getBoundingClientRect())"
+            f"(b => [b.x + b.width / 2, b.y + b.height / 2])(document.querySelectorAll('.map .point')[{n}].getBoundingClientRect())"
         )
         browser.point(*box)
-        words = browser.ask("document.querySelector('circle.here').dataset.words")
-        n = browser.ask("[...document.querySelectorAll('.map circle')].indexOf(document.querySelector('circle.here'))")
+        words = browser.ask("document.querySelector('.point.here').dataset.words")
+        n = browser.ask("[...document.querySelectorAll('.map .point')].indexOf(document.querySelector('.point.here'))")
         x, y = browser.ask("document.querySelector('.tile').style.backgroundPosition").replace("px", "").split()
         assert (-int(x), -int(y)) == (n % 25 * 48, n // 25 * 48)
         source = SimpleNamespace(test=runs[1].source.test)

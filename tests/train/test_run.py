@@ -108,7 +108,7 @@ def test_same_seed_same_run_and_another_seed_another(tiny_run, tiny_source, tmp_
 
 
 def test_the_loss_of_a_step_is_that_of_all_its_micro_batches(tiny_source, tmp_path, monkeypatch):
-    seen: list[dict[str, torch.Tensor]] = []
+    seen: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     of_the_step = loop._of_the_step
     monkeypatch.setattr(loop, "_of_the_step", lambda made, parts: seen.extend(parts) or of_the_step(made, parts))
     tiny = {**TINY_OF["ibot"], "epochs": 1, "log_every": 1, "precision": "fp32"}
@@ -116,8 +116,9 @@ def test_the_loss_of_a_step_is_that_of_all_its_micro_batches(tiny_source, tmp_pa
     steps = [row for row in run.metrics if row["step"]]
     assert len(seen) == 4 * len(steps)
     for row, four in zip(steps, zip(*[iter(seen)] * 4, strict=True), strict=True):
-        for name, logged in (("loss", "loss"), ("views", "loss_views"), ("patches", "loss_patches")):
-            assert row[logged] == pytest.approx(sum(float(part[name]) for part in four) / 4, rel=1e-5)
+        assert row["loss"] == pytest.approx(sum(float(loss) for loss, _ in four) / 4, rel=1e-5)
+        for name in ("views", "patches"):
+            assert row[f"loss_{name}"] == pytest.approx(sum(float(losses[name]) for _, losses in four) / 4, rel=1e-5)
 
 
 def test_parameters_without_gradient_are_named():
@@ -186,8 +187,14 @@ def test_images_of_ones_own_are_passed_again_and_no_others_are_taken_for_them(ti
         again.knn()
     assert sd.load("run", data=named).knn() == run.knn()
     assert sd.load("run", data="digits").source.name == "digits"
+    with pytest.raises(sd.Misuse, match="images of 3 channels for an encoder of 1"):
+        sd.load("run", data=torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     assert sd.pretrain("simsiam", data=named, out="run", resume=True).recipe == run.recipe
     assert sd.pretrain("simsiam", data=named, **TINY).path.name == "simsiam-digits-1"
+    said = (tmp_path / "run" / "recipe.yaml").read_text()
+    (tmp_path / "run" / "recipe.yaml").write_text(said.replace("python:digits", "digits"))
+    with pytest.raises(sd.Misuse, match="a run of data=digits, which it opens itself"):
+        sd.load("run", data=named)
 
 
 def test_python_takes_runs_paths_tensors_and_specs_alike(tiny_source, tiny_run, tmp_path):

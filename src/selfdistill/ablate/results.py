@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
 from selfdistill.disk import write_whole
+from selfdistill.errors import Misuse
 from selfdistill.train.run import machine, object_of, versions
 
 SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
@@ -145,7 +147,9 @@ def _stem(found: dict[str, Any], folder: Path) -> str:
     """TABLE-SCALE, and more where that is there already, of other settings or of other rows."""
     stem = f"{found['table']}-{found['scale']}"
     made = [found["settings"], list(found["rows"])]
-    there = object_of(folder / f"{stem}.json")
+    there: dict[str, Any] = {}
+    with suppress(Misuse):  # a damaged one is replaced
+        there = object_of(folder / f"{stem}.json")
     if not there or [there.get("settings"), list(there.get("rows", []))] == made:
         return stem
     return f"{stem}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:6]}"

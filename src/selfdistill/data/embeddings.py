@@ -18,7 +18,7 @@ COLUMNS = ("features", "embedding", "embeddings")
 LABEL = "label"
 
 
-def read_embeddings(path: Path, labels: str | Path | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def read_embeddings(path: Path, labels: str | Path | Tensor | np.ndarray[Any, Any] | None = None) -> tuple[Tensor, Tensor | None]:
     """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; parquet's column `label`, or `labels` (`read_labels`). Rows
     of NaN alone, of images that could not be read (`embed`), are left out with a warning, unless all are.
 
@@ -43,11 +43,13 @@ def read_embeddings(path: Path, labels: str | Path | Tensor | None = None) -> tu
     return z, known
 
 
-def read_labels(of: str | Path | Tensor, count: int) -> Tensor | None:
+def read_labels(of: str | Path | Tensor | np.ndarray[Any, Any], count: int) -> Tensor | None:
     """int64 [N] in 0..C-1 of labels [N], numbers or words, or a .npy of them. A null, NaN or a negative number is no label, -1; where
     all are, None. Raises `Misuse` for another number than `count`."""
     if isinstance(of, Tensor):
-        return _codes(of.detach().cpu().numpy(), count, "labels")
+        of = of.detach().cpu().numpy()
+    if isinstance(of, np.ndarray):
+        return _codes(of, count, "labels")
     return _codes(_npy(Path(of)), count, str(of))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from selfdistill.methods import METHODS
@@ -111,6 +111,39 @@ def _still(recipe: Recipe) -> bool:
     return (teacher.kind == "ema" and teacher.tau.base == 1) or (teacher.kind == "expectation" and teacher.momentum == 1)
 
 
+def _and_targets_alone(fits: Callable[[Recipe], bool]) -> Callable[[Recipe], bool]:
+    """Of recipes whose outputs nothing but the targets of a teacher of its own holds apart (DINO), which may go to a constant too."""
+    return lambda r: r.predictor is None and r.teacher.own_weights and fits(r)
+
+
+OF_TARGETS = (
+    Cause(
+        ("uniform-target",),
+        _blunt,
+        "the target is no sharper than the student's prediction, and cross-entropy draws both to the uniform one (DINO Fig. 7, App. D).",
+        "Sharpen: a target temperature below the student's (terms.views.loss.target.temperature=0.04).",
+    ),
+    Cause(
+        ("uniform-target",),
+        _blunt_codes,
+        "the codes are no sharper than the student's prediction: Sinkhorn's epsilon is not below the temperature (SwAV has 0.05 and 0.1).",
+        "terms.views.loss.epsilon=0.05.",
+    ),
+    Cause(
+        ("dominated-target",),
+        _uncentred,
+        "nothing takes the mean out of the targets, and one output wins (DINO Fig. 7, without centring).",
+        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
+    ),
+    Cause(
+        ("dominated-target",),
+        lambda r: _centre(r) == 1,
+        "the centre is there and stays at 0 (momentum=1), so one output wins (DINO Fig. 7, without centring).",
+        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
+    ),
+)
+"""what a target distribution lacks"""
+
 CAUSES = (
     Cause(
         ("diverged",),
@@ -131,30 +164,7 @@ CAUSES = (
         "nothing learns from labels, and consistency alone is met by one answer for all images (BYOL Table 5b, row 7).",
         "terms.labels.weight=1.",
     ),
-    Cause(
-        (*CONSTANT, "uniform-target"),
-        _blunt,
-        "the target is no sharper than the student's prediction, and cross-entropy draws both to the uniform one (DINO Fig. 7, App. D).",
-        "Sharpen: a target temperature below the student's (terms.views.loss.target.temperature=0.04).",
-    ),
-    Cause(
-        (*CONSTANT, "uniform-target"),
-        _blunt_codes,
-        "the codes are no sharper than the student's prediction: Sinkhorn's epsilon is not below the temperature (SwAV has 0.05 and 0.1).",
-        "terms.views.loss.epsilon=0.05.",
-    ),
-    Cause(
-        (*CONSTANT, "dominated-target"),
-        _uncentred,
-        "nothing takes the mean out of the targets, and one output wins (DINO Fig. 7, without centring).",
-        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
-    ),
-    Cause(
-        (*CONSTANT, "dominated-target"),
-        lambda r: _centre(r) == 1,
-        "the centre is there and stays at 0 (momentum=1), so one output wins (DINO Fig. 7, without centring).",
-        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
-    ),
+    *OF_TARGETS,
     Cause(
         TARGETS,
         lambda r: _centre(r) >= SLOW_CENTRE,
@@ -191,6 +201,7 @@ CAUSES = (
         "predictor.lr_scale=0: a predictor that never learns cannot know the expectation (SimSiam Table 1b).",
         "predictor.lr_scale=1.",
     ),
+    *(replace(cause, of=CONSTANT, fits=_and_targets_alone(cause.fits)) for cause in OF_TARGETS),
     Cause(
         (*CONSTANT, *TARGETS),
         _still,

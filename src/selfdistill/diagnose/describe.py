@@ -17,14 +17,14 @@ READING = {
     "effective_rank": "of at most min(images - 1, dimensions)",
     "direction_rank": "participation ratio, every length made 1",
     "spanned": "directions that vary at all, of as many",
-    "rankme": "the same, uncentred",
-    "participation_ratio": "the same, by the large directions",
+    "rankme": "effective_rank, uncentred",
+    "participation_ratio": "effective_rank by the large directions",
     "alpha_req": "slope of the spectrum; near 1 is best there",
     "lidar": "rank of what tells images apart",
     "alignment": "two views of an image: 0 equal, 2 unrelated",
     "uniformity": "0 collapsed, near -4 uniform",
-    "knn_top1": "accuracy, 20 neighbours",
-    "ridge_top1": "accuracy of a linear probe",
+    "knn_top1": "accuracy, 20 neighbours: of a half of these images among the other",
+    "ridge_top1": "accuracy of a linear probe on the same halves",
 }
 """what each metric says, in the order in which they are told"""
 SAMPLES = 4_096
@@ -48,11 +48,12 @@ def spread_of(z: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def describe(z: Tensor) -> dict[str, float]:
-    """Of z [N, D], or of A augmentations of each image, [A, N, D], with which there are `alignment` and `lidar` as well. Of more than
-    SAMPLES embeddings as many, spread evenly. nan where z is not finite. Raises `Misuse` for one image, which differs from nothing."""
+    """Of z [N, D], or of A augmentations of each image, [A, N, D], with which there are `alignment` and `lidar` as well; all else is of the
+    first of them, since two of one image are no two images. Of more than SAMPLES embeddings as many, spread evenly. nan where z is not
+    finite. Raises `Misuse` for one image, which differs from nothing."""
     if z.shape[-2] < 2:
         raise Misuse(f"embeddings of shape {list(z.shape)}: a collapse shows between images, so it takes 2 at least")
-    flat = z.flatten(0, -2)
+    flat = z if z.ndim == 2 else z[0]
     flat = flat[torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLES)).long()]
     eigenvalues = metrics.spectrum(flat)
     found: dict[str, float] = {

@@ -18,8 +18,8 @@ from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
 from selfdistill.export.embeddings import embedded, path_of
 from selfdistill.train.subject import Subject
 
-TILE, CAPTION, COLUMNS = 144, 34, 6
-"""of a sheet: pixels of an image, and of the words below it; images in a row"""
+TILE, CAPTION, COLUMNS, LINE = 144, 34, 6, 22
+"""of a sheet: pixels of an image, and of the words below it; images in a row; letters in a line, of which the end tells files apart"""
 PAIRS = 5_000_000
 """at most: more are no duplicates, but a low threshold"""
 
@@ -138,7 +138,8 @@ def _draw(path: Path, tiles: list[tuple[Image.Image, str]]) -> None:
     for n, (tile, words) in enumerate(tiles):
         x, y = gap + n % columns * wide, gap + n // columns * high
         sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
-        pen.multiline_text((x, y + TILE + 2), "\n".join(line[:22] for line in words.split("\n")), "black", font, spacing=2)
+        lines = [line if len(line) <= LINE else f"...{line[3 - LINE :]}" for line in words.split("\n")]
+        pen.multiline_text((x, y + TILE + 2), "\n".join(lines), "black", font, spacing=2)
     content = io.BytesIO()
     sheet.save(content, "PNG")
     write_whole(path, content.getbuffer())

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from selfdistill.diagnose.metrics import alignment, effective_rank, spectrum, uniformity
+from selfdistill.diagnose.metrics import alignment, effective_rank, spanned, spectrum, uniformity
 from selfdistill.errors import Misuse
 from selfdistill.report.style import COLOURS, DASHES, LIGHT, MARKERS, blank, label_ends, panels, titled
 
@@ -23,17 +22,17 @@ KAPPA = 20.0
 def spectrum_figure(of: Mapping[str, Tensor]) -> Figure:
     """Eigenvalues of the covariance of each of several z [N, D], as shares of the largest, on a logarithmic scale (Jing et al. 2022,
     Fig. 2): dimensions that have collapsed fall off a cliff."""
-    figure, axes = panels(1, 1, (5.6, 3.2))
+    figure, axes = panels(1, 1, (5.6, max(3.2, 0.45 * len(of))))
     ax, ends = axes[0, 0], []
     for n, (name, z) in enumerate(of.items()):
         limit = min(len(z) - 1, z.shape[1])  # a direction is lost to the mean
         if limit < 1:
             raise Misuse(f"{name}: one image has no covariance")
         values = spectrum(z)[:limit]
-        share = (values / values[0]).clamp(min=1e-12)
+        share = (values / values[0])[: max(1, spanned(values))]  # what lies below is rounding
         rank = torch.arange(1, len(share) + 1)
         colour = COLOURS[n % len(COLOURS)]
-        ax.plot(rank, share, color=colour, lw=1.4, ls=DASHES[n % len(DASHES)])
+        ax.plot(rank, share, color=colour, lw=1.4, ls=DASHES[n // len(COLOURS) % len(DASHES)])
         ends.append((f"{name}\neffective rank {effective_rank(z):.0f} of {limit}", colour, float(rank[-1]), float(share[-1])))
     ax.set_yscale("log")
     titled(ax, "Spectrum of the covariance", "rank", "eigenvalue / largest")
@@ -109,9 +108,7 @@ def sphere_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str
             ax.scatter(*x.T, s=9, color=colour, marker=marker, depthshade=False, linewidths=0)
             if len(x) > 4 and name:
                 at = F.normalize(x.mean(0), dim=0) * 1.12
-                halo = [withStroke(linewidth=2.5, foreground="white")]
-                how = {"fontsize": 8, "weight": "bold", "ha": "center", "va": "center", "zorder": 10, "parse_math": False}
-                ax.text(*at.tolist(), name, path_effects=halo, **how)
+                ax.text(*at.tolist(), name, zorder=10, **_name(colour))
         ax.view_init(20, turn)
         ax.set_box_aspect((1, 1, 1), zoom=1.6)
         ax.set_axis_off()
@@ -140,11 +137,16 @@ def map_figure(z: Tensor, labels: Tensor | None = None, classes: Sequence[str] =
         of = xy[rows.numpy()]
         ax.scatter(*of.T, s=12, color=colour, marker=marker, linewidths=0, alpha=0.8)
         if name:
-            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85, "lw": 1}
-            ax.annotate(name, np.median(of, 0), fontsize=8, weight="bold", ha="center", va="center", bbox=box, parse_math=False)
+            ax.annotate(name, np.median(of, 0), **_name(colour))
     blank(ax)
     titled(ax, f"t-SNE of {len(z)} images' l2-normalised features")
     return figure
+
+
+def _name(colour: str) -> dict[str, Any]:
+    """How a class's name stands among its points: in a box of their colour."""
+    box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85, "lw": 1}
+    return {"fontsize": 8, "weight": "bold", "ha": "center", "va": "center", "bbox": box, "parse_math": False}
 
 
 def neighbours_figure(queries: Tensor, neighbours: Tensor, similarity: Tensor, right: Tensor | None = None) -> Figure:

@@ -1,8 +1,8 @@
 // The maps: the point under the pointer, or that the arrow keys came to, shows its image.
 for (const map of document.querySelectorAll(".map")) {
   const svg = map.querySelector("svg"), tip = map.querySelector(".tip"), tile = map.querySelector(".tile");
-  const points = [...svg.querySelectorAll("circle")];
-  const at = points.map(p => [p.cx.baseVal.value, p.cy.baseVal.value]);
+  const points = [...svg.querySelectorAll(".point")];
+  const at = points.map(p => [p.x.baseVal.value, p.y.baseVal.value]);
   const columns = Number(tile.dataset.columns), side = parseFloat(tile.style.width);
   let here = -1;
 

@@ -85,7 +85,7 @@ def spectrum(asked: Asked) -> Figure:
     found: dict[str, Tensor] = {}
     for name, look in named(asked.looks).items():
         found[f"{name} features"] = look.features
-        found[f"{name} projections"] = look.projections.flatten(0, 1)
+        found[f"{name} projections"] = look.projections[0]
     return embeddings.spectrum_figure(found)
 
 

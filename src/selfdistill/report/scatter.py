@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
 from selfdistill.data.images import Encoded
 from selfdistill.data.loader import in_memory
 from selfdistill.report.embeddings import by_class, plane_of, shown
 from selfdistill.report.pictures import Look
+from selfdistill.report.style import GREY, MARKERS
 
 POINTS = 500
 """at most: their thumbnails are some 600 kB, and a page stays quick"""
 COLUMNS, TILE = 25, 48
 """of the sheet of thumbnails: images in a row; pixels of one"""
-SIDE, MARGIN, LETTER = 600, 30, 9
-"""of the map, in its own units; LETTER: the width of one of a class's name"""
+SIDE, MARGIN, LETTER, RADIUS = 600, 30, 9, 5
+"""of the map, in its own units; LETTER: the width of one of a class's name; RADIUS: of a point"""
 
 
 class Point(NamedTuple):
-    """x, y: of the map. words: class and file."""
+    """x, y: of the map. shape: a marker, the key of an outline. words: class and file."""
 
     x: float
     y: float
     colour: str
+    shape: str
     words: str
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """names: of the classes, at the median of their points. sheet: a JPEG of all thumbnails, in the order of the points."""
+    """names: of the classes, at the median of their points. outlines: of the shapes, as SVG paths. sheet: a JPEG of all thumbnails, in the
+    order of the points."""
 
     points: list[Point]
     names: list[Point]
+    outlines: dict[str, str]
     sheet: bytes
     columns: int = COLUMNS
     tile: int = TILE
@@ -53,16 +58,23 @@ def scatter_of(look: Look) -> Scatter:
     low, high = xy.min(0), xy.max(0)
     xy = MARGIN + (xy - low) / (high - low).clip(min=1e-9) * (SIDE - 2 * MARGIN)
     where = [images.path(i) for i in range(len(images))] if isinstance(images, Encoded) else [f"image {i}" for i in rows.tolist()]
-    colours, words, names = [""] * len(images), list(where), []
-    for name, members, colour, _ in by_class(images.labels, images.classes, len(images)):
+    points, names = [Point(x, y, GREY, MARKERS[0], said) for (x, y), said in zip(xy.tolist(), where, strict=True)], []
+    for name, members, colour, marker in by_class(images.labels, images.classes, len(images)):
         for i in members.nonzero()[:, 0].tolist():
-            colours[i], words[i] = colour, f"{name}: {where[i]}" if name else where[i]
+            points[i] = points[i]._replace(colour=colour, shape=marker, words=f"{name}: {where[i]}" if name else where[i])
         if name:
             x, y = np.median(xy[members.numpy()], 0).tolist()
             wide = LETTER * len(name) / 2
-            names.append(Point(min(max(x, wide), SIDE - wide), y, colour, name))
-    points = [Point(x, y, colour or "#8C8C8C", said) for (x, y), colour, said in zip(xy.tolist(), colours, words, strict=True)]
-    return Scatter(points, names, _sheet(in_memory(images, run.recipe.views, run.recipe.workers).pixels))
+            names.append(Point(min(max(x, wide + LETTER), SIDE - wide), y, colour, marker, name))
+    outlines = {marker: _outline(marker) for marker in dict.fromkeys(point.shape for point in points)}
+    return Scatter(points, names, outlines, _sheet(in_memory(images, run.recipe.views, run.recipe.workers).pixels))
+
+
+def _outline(marker: str) -> str:
+    """A marker of matplotlib's as an SVG path, 2 RADIUS wide around 0."""
+    style = MarkerStyle(marker)
+    drawn: Any = style.get_path().transformed(style.get_transform()).to_polygons()  # 1 wide, y up
+    return "".join("M" + "L".join(f"{2 * RADIUS * x:.1f},{-2 * RADIUS * y:.1f}" for x, y in polygon) + "Z" for polygon in drawn)
 
 
 def _sheet(pixels: torch.Tensor) -> bytes:

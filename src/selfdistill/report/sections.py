@@ -113,8 +113,11 @@ def training(look: Look) -> Iterator[Block]:
     asked = Asked([look])
     yield Drawn(pictures.training(asked), "Loss, std of the outputs and kNN accuracy over epochs")
     if any(row.get("target_kl") is not None for row in look.run.metrics):
-        yield Words("Targets that are distributions: an entropy of ln K says that all outputs are alike, one near 0 that few dominate.")
-        yield Drawn(pictures.teacher(asked), "Entropy of the targets and KL from student to teacher over epochs")
+        yield Words(
+            "Targets that are distributions. Left, how sure each is: ln K says nothing of its image, 0 names one output. Middle, how they "
+            "share the outputs out: near 0 few outputs take all images, near ln K all are used alike."
+        )
+        yield Drawn(pictures.teacher(asked), "Entropy of the targets, of their mean, and KL from student to teacher over epochs")
 
 
 def worth(look: Look) -> Iterator[Block]:
@@ -136,9 +139,9 @@ def worth(look: Look) -> Iterator[Block]:
         rows = [row for row in online if any(row[1:])]
         yield Rows([("", "student before", *who), *rows], "The last online probe, on a share of the images")
     found = [
-        (name, measure, _number(value), ", ".join(f"{key} {_value(chosen)}" for key, chosen in of["chosen"].items()))
+        (name, measure, _number(value), "" if n else ", ".join(f"{key} {_value(chosen)}" for key, chosen in of["chosen"].items()))
         for name, of in run.evaluation.items()
-        for measure, value in of["results"].items()
+        for n, (measure, value) in enumerate(sorted(of["results"].items(), key=lambda result: result[0] != "top1"))
     ]
     if found:
         yield Rows([("protocol", "measure", "result", "chosen"), *found], "evaluation.json")
@@ -170,7 +173,9 @@ def seen_by_a_vit(look: Look) -> Iterator[Block]:
 
 def neighbours(look: Look) -> Iterator[Block]:
     part = look.part.capitalize()
-    yield Words(f"{part} images at the left, and the training images most like them, by the cosine of their features.")
+    yield Words(
+        f"{part} images at the left, and the training images most like them, by the cosine of their features. A cross: of another class."
+    )
     yield Drawn(pictures.neighbours(Asked([look], near=NEAR)), f"{part} images and their nearest training images", photos=True)
 
 
@@ -228,8 +233,8 @@ def side_by_side(looks: Sequence[Look]) -> Iterator[Block]:
         "random init": "knn_random_init",
         "raw pixels": "knn_raw_pixels",
         "linear top-1": "linear_top1",
-        "output_std": "output_std",
-        "effective rank": "effective_rank",
+        "output_std, last probe": "output_std",
+        "effective rank, last probe": "effective_rank",
         "epochs": "epoch",
         "seconds": "wall_seconds",
     }

@@ -97,11 +97,12 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
 
 def given_up(run: Run) -> Verdict | None:
     """The verdict on a run that stopped at one step too many that was not finite, which no probe has seen; None on any other."""
-    bad = len(list((run.path / "bad_steps").glob("*.json")))
-    if run.ended or bad <= run.recipe.max_bad_steps:
+    bad = [int(file.stem) for file in (run.path / "bad_steps").glob("*.json")]
+    made = max((row["step"] for row in run.metrics), default=0)
+    if run.ended or len(bad) <= run.recipe.max_bad_steps or max(bad) <= made:  # the run went on after it
         return None
     cause = cause_of("diverged", run.recipe)
-    return Verdict("diverged", f"{bad} steps were not finite, and max_bad_steps={run.recipe.max_bad_steps}.", cause.why, cause.remedy)
+    return Verdict("diverged", f"{len(bad)} steps were not finite, and max_bad_steps={run.recipe.max_bad_steps}.", cause.why, cause.remedy)
 
 
 @torch.no_grad()

@@ -47,6 +47,9 @@ class Guard:
         self.siamese, self.recipe, self.images, self.folder, self.bad = siamese, recipe, images, folder, bad
         self.before = [[b.clone() for b in alike] for alike in self._alike()]
         self.signum = 0
+        for file in folder.glob("bad_steps/*.json"):
+            if int(file.stem) not in bad:  # of steps after the checkpoint, which are made again
+                file.unlink(missing_ok=True)
 
     def remember(self) -> None:
         """Before a step: what its forward passes will change."""

@@ -119,7 +119,7 @@ def pretrain(
                 torch.manual_seed(int(mix(torch.tensor(recipe.seed * 1_000_003 + step)) >> 1) + fabric.global_rank)
                 with clock("optimiser"):
                     guard.remember()
-                parts: list[dict[str, Tensor]] = []
+                parts: list[tuple[Tensor, dict[str, Tensor]]] = []
                 for micro in range(recipe.accumulate):
                     with clock("data and views"):
                         seen = next(views)
@@ -130,7 +130,7 @@ def pretrain(
                             made: Step = model(seen, now)
                         with clock("backward"):
                             fabric.backward(made.loss / recipe.accumulate)
-                    parts.append({"loss": made.loss.detach(), **{name: part.detach() for name, part in made.losses.items()}})
+                    parts.append((made.loss.detach(), {name: loss.detach() for name, loss in made.losses.items()}))
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
                 made = _of_the_step(made, parts)
                 if step == start and fabric.world_size > 1:
@@ -183,10 +183,10 @@ def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progres
     return lr
 
 
-def _of_the_step(made: Step, parts: list[dict[str, Tensor]]) -> Step:
-    """With the loss of the whole step, the mean over its micro-batches; what else it holds is of the last one."""
-    mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-    return made._replace(loss=mean.pop("loss"), losses=mean)
+def _of_the_step(made: Step, parts: list[tuple[Tensor, dict[str, Tensor]]]) -> Step:
+    """With the losses of the whole step, the means over its micro-batches; what else it holds is of the last one."""
+    losses = {name: torch.stack([of[name] for _, of in parts]).mean() for name in made.losses}
+    return made._replace(loss=torch.stack([loss for loss, _ in parts]).mean(), losses=losses)
 
 
 def _all_learn(siamese: Siamese) -> None:

@@ -72,7 +72,8 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     before, changed = with_preset(base, preset) if preset != base.preset else (base, [])
     recipe = before.edit([*changes, f"preset={preset}"])
     users = {path for path, _, _ in diff(before, recipe)}
-    changed = [field for field in changed if any(under(field.key, path) for path, _ in leaves(recipe) if path not in users)]
+    moved = {path for path, _, _ in diff(base, before)} & dict(leaves(recipe)).keys() - users
+    changed = [f for f in changed if f"{f.key}.name" not in users and any(under(f.key, path) for path in moved)]
     if recipe.encoder.channels != source.train.channels:
         raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
     if recipe.precision == "auto":
@@ -95,8 +96,10 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
-    split = [(*setting.partition("=")[::2], why) for setting, why in changes]
-    found = [Changed(key, _short(recipe, key), new, why) for key, new, why in split if any(under(key, path) for path in differing)]
+    last = {setting.partition("=")[0]: (setting.partition("=")[2], why) for setting, why in changes}
+    if "encoder" in last:  # which names another network than all images' encoder.name before it
+        last.pop("encoder.name", None)
+    found = [Changed(key, _short(recipe, key), *new) for key, new in last.items() if any(under(key, path) for path in differing)]
     return changed, found
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Encoded, Files, Images, Pixels, Source, printable
 from selfdistill.data.loader import cores, plain_batches
-from selfdistill.data.sources import given, open_source
+from selfdistill.data.sources import OWN, given, open_source
 from selfdistill.disk import flushed, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
@@ -164,9 +164,18 @@ class Run:
 
 
 def load(path: str | Path, encoder: nn.Module | None = None, data: str | Path | Tensor | Source | None = None) -> Run:
-    """A run from its folder. encoder and data: the module and the images of a run that was given its own; other images serve as well."""
-    source = None if data is None else given(data)
-    return Run(Path(path), encoder, open_source(source) if isinstance(source, str) else source)
+    """A run from its folder. encoder and data: the module and the images of a run that was given its own. Raises `Misuse`, for images of
+    a run that can open its own too."""
+    if data is None:
+        return Run(Path(path), encoder)
+    images = given(data)
+    run = Run(Path(path), encoder, images if isinstance(images, Source) else open_source(images))
+    if not run.recipe.data.startswith(OWN):
+        raise Misuse(f"{path}: a run of data={run.recipe.data}, which it opens itself; measure(..., to=images) takes it to others")
+    for part in (run.source.train, run.source.test, run.source.bank):
+        if part is not None:
+            run.check(part)
+    return run
 
 
 def untrained(recipe: Recipe) -> Backbone:
