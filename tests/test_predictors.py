@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
+from selfdistill.parts.optim import SGD, AdamW
 from selfdistill.parts.predictor import DirectPred, LeastSquares
-from selfdistill.parts.schedule import Progress
+from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.siamese import Siamese
 from selfdistill.train.loop import set_schedules
 from tests.papers import byol
@@ -177,6 +179,23 @@ def test_autocast_does_not_reach_a_closed_form(kind):
         h.update(Progress(1, 2, 1))
         found.append(h.W)
     assert torch.equal(*found)
+
+
+def test_an_undecayed_rate_is_the_base_to_the_end():
+    composed = Schedule(base=1.0, end=0.5, warmup=1, until=2, then=Schedule(base=0.1))
+    assert [composed.undecayed().at(Progress(step, 2, 4)) for step in range(8)] == [0.0, 0.5, *[1.0] * 6]
+    assert composed.at(Progress(7, 2, 4)) == 0.1
+
+
+def test_a_schedules_second_half_is_within_bounds_too():
+    with pytest.raises(Misuse, match=r"teacher\.tau: 2\.0 is out of range"):
+        METHODS["byol"].edit(["teacher.tau={base: 0.9, until: 1, then: {base: 2}}"])
+
+
+def test_an_optimiser_has_the_recipes_values():
+    group = [{"params": [nn.Parameter(torch.ones(1))]}]
+    assert AdamW(betas=(0.5, 0.9)).build(group).defaults["betas"] == (0.5, 0.9)
+    assert SGD(momentum=0.3, nesterov=True).build(group).defaults["momentum"] == 0.3
 
 
 def test_a_predictors_rate_is_its_own():

@@ -548,6 +548,14 @@ def test_the_queue_is_first_in_first_out(K):
         agree(loss.queue, came[-K:])
 
 
+def test_a_target_of_several_pairs_enters_the_queue_once():
+    loss = InfoNCE(queue=6).build(4).double()
+    before, p, t = loss.queue.clone(), random(3, 2, 4), random(2, 2, 4, seed=1)
+    loss(p, t, [(0, 1), (2, 1)], START)
+    loss.update()
+    agree(loss.queue, torch.cat([before[2:], nn.functional.normalize(t[1], dim=1)]))
+
+
 def test_a_contrast_is_of_directions():
     """And against the queue: the loss is the same whatever the lengths, and falls as the positive comes closer."""
     loss = InfoNCE(queue=6).build(4).double()

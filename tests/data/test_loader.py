@@ -79,6 +79,16 @@ def test_each_batch_has_its_share_of_labelled_images_and_all_come_in_turn():
     assert [seen.count(int(i)) for i in labelled] == [4] * 5
 
 
+def test_labelled_images_come_in_an_order_of_the_seed():
+    labelled = torch.arange(20)
+
+    def order(seed):
+        return torch.cat([with_labelled(torch.arange(100, 104), labelled, 4, step, seed) for step in range(5)]).tolist()
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
 def test_a_containers_quota_and_the_processes_beside_count(monkeypatch, tmp_path):
     """docker --cpus=2 leaves all cores in the affinity mask."""
     monkeypatch.setattr(loader.os, "sched_getaffinity", lambda pid: set(range(32)), raising=False)

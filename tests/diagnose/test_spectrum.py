@@ -114,3 +114,16 @@ def test_describe_tells_all_and_json_has_no_nan():
     assert list(ordered(found)) == [name for name in READING if name in found]
     assert ordered(describe(z * math.nan))["effective_rank"] is None
     assert describe(torch.randn(9000, 4))["rank_limit"] == 4  # thinned: 40 million pairs
+
+
+def test_views_of_one_image_are_not_counted_as_images():
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(20, 64, generator=g) + 0.01 * torch.randn(8, 20, 64, generator=g)
+    found, one = describe(z), describe(z[0])
+    assert {name: found[name] for name in one} == one
+    assert found["effective_rank"] <= 19
+
+
+def test_another_image_is_of_another_class_in_a_sorted_set():
+    z = torch.eye(4)[[0, 0, 1, 1]].expand(2, 4, 4)
+    assert metrics.expectation_gap(z, z, z) == metrics.ExpectationGap(0.0, 0.0, 2.0)

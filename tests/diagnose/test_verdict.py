@@ -120,6 +120,17 @@ def test_outputs_that_share_a_mean_are_judged_by_whether_another_view_tells_the_
     assert ("nats of ln K" in verdict.evidence) == (state == "healthy")
 
 
+def test_without_stop_gradient_targets_are_not_said_to_be_on_their_way():
+    """Their entropy falls where gradients flow into them, whatever becomes of the outputs."""
+    metrics = {"loss": 1.3, "output_std": 0.1, "effective_rank": 60.0, "rank_limit": 255, "target_outputs": 256}
+    metrics |= {"target_entropy": 2.0, "target_usage_entropy": 3.0}
+    states = {
+        stopped: judge(metrics, METHODS["simsiam"].edit(["terms.views.loss=cross-entropy", f"stop_gradient={stopped}"])).state
+        for stopped in ("true", "false")
+    }
+    assert states == {"true": "dominated-target", "false": "collapsed"}
+
+
 def test_a_loss_at_ln_k_is_said():
     """Users post losses stuck at 11.09 = ln 65536, 8.32 = ln 4096, 6.24 = ln 512."""
     for k in (65536, 4096, 512):

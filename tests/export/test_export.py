@@ -103,6 +103,7 @@ def test_timms_config_is_the_call_that_makes_the_network(vit, colours, tmp_path)
     how = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{done.path}"))
     assert tuple(how["mean"]) == vit.recipe.views.mean
     assert tuple(how["input_size"]) == (3, 32, 32)
+    assert config["pretrained_cfg"]["fixed_input_size"] is False
 
 
 def test_onnx_takes_any_number_of_images_of_any_size(vit, tmp_path):

@@ -24,6 +24,10 @@ def texts(figure):
     return " ".join(text.get_text() for ax in figure.axes for text in (*ax.texts, ax.title, *(getattr(ax, "texts", []))))
 
 
+def texts_of(ax):
+    return " ".join(text.get_text() for text in ax.texts)
+
+
 def test_curves_draw_each_run_and_where_a_collapse_begins():
     figure = curves.training_curves({"good": ROWS, "bad": BROKEN})
     loss, std, knn = figure.axes
@@ -37,6 +41,20 @@ def test_curves_draw_each_run_and_where_a_collapse_begins():
 def test_a_metric_that_is_not_there_is_said():
     figure = curves.training_curves({"run": [{k: v for k, v in row.items() if k != "knn_top1"} for row in ROWS]})
     assert "not measured" in texts(figure)
+
+
+def test_runs_without_labels_are_named_where_they_have_points():
+    bare = [{k: v for k, v in row.items() if k != "knn_top1"} for row in ROWS]
+    figure = curves.training_curves({"labelled": ROWS, "bare": bare})
+    assert ["bare" in texts_of(ax) for ax in figure.axes] == [False, True, False]
+    assert ["labelled" in texts_of(ax) for ax in figure.axes] == [False, False, True]
+
+
+def test_a_spectrum_ends_where_rounding_begins_and_lines_differ():
+    z = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) @ torch.randn(3, 20, generator=torch.Generator().manual_seed(1))
+    (ax,) = embeddings.spectrum_figure({f"run {n}": z for n in range(10)}).axes
+    assert len(ax.lines[0].get_xdata()) == 3
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == 10
 
 
 def test_teacher_curves_need_distributions():

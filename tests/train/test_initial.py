@@ -9,7 +9,9 @@ import torch
 import yaml
 
 import selfdistill as sd
-from selfdistill.recipe import FORMAT
+from selfdistill.parts.schedule import Progress
+from selfdistill.recipe import FORMAT, Checkpoint
+from selfdistill.train import checkpoint
 from tests.conftest import TINY, TINY_OF
 
 
@@ -174,6 +176,17 @@ def test_checkpoints_are_kept_by_epoch_and_by_knn(tiny_source, tmp_path):
     again = sd.pretrain("byol", data=tiny_source, out=tmp_path / "next", init_from=str(folder / "epoch-2.ckpt"), **STILL)
     held = torch.load(folder / "epoch-2.ckpt", weights_only=True)["model"]["student.backbone.net.conv1.weight"]
     assert torch.equal(backbone_of(again)["conv1.weight"], held)
+
+
+def test_a_resume_keeps_the_best_and_the_last_is_written_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(checkpoint, "write_whole", lambda path, content: written.append(path.name))
+    torch.save({"knn_top1": 0.9}, tmp_path / "best.ckpt")
+    net = torch.nn.Linear(1, 1)
+    keeper = checkpoint.Keeper(tmp_path, Checkpoint(best=True, every=1), 8, writes=True)
+    for knn in (0.5, 0.95, 0.93):
+        keeper.after(Progress(2, 2, 2), net, torch.optim.SGD(net.parameters()), [], knn, asked=False)
+    assert written == ["epoch-1.ckpt", "last.ckpt", "epoch-1.ckpt", "best.ckpt", "last.ckpt", "epoch-1.ckpt", "last.ckpt"]
 
 
 def test_the_best_needs_labels(tmp_path):

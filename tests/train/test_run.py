@@ -1,6 +1,7 @@
 """The run folder, the Python mirror, and resume."""
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -16,12 +17,15 @@ import safetensors.torch
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
 from selfdistill.siamese import Siamese
-from selfdistill.train import checkpoint, loop
+from selfdistill.train import checkpoint, loop, monitor
+from selfdistill.train.clock import Clock
+from selfdistill.train.journal import Journal
 from selfdistill.train.resolve import with_preset
 from tests.conftest import TINY, TINY_OF
 from tests.crash import lines, same, state_of, until
@@ -119,6 +123,44 @@ def test_the_loss_of_a_step_is_that_of_all_its_micro_batches(tiny_source, tmp_pa
         assert row["loss"] == pytest.approx(sum(float(loss) for loss, _ in four) / 4, rel=1e-5)
         for name in ("views", "patches"):
             assert row[f"loss_{name}"] == pytest.approx(sum(float(losses[name]) for _, losses in four) / 4, rel=1e-5)
+
+
+def test_what_layers_draw_is_of_seed_step_and_rank(tiny_source, tmp_path, monkeypatch):
+    assert len({loop.seed_of(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)}) == 1000
+    asked = []
+    seed_of = loop.seed_of
+    monkeypatch.setattr(loop, "seed_of", lambda *of: asked.append(of) or seed_of(*of))
+
+    class Noisy(nn.Module):
+        drawn: list[float] = []
+
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                self.drawn.append(float(torch.rand(())))
+            return x.flatten(1)
+
+    tiny = {k: v for k, v in TINY.items() if not k.startswith("encoder")}
+    run = sd.pretrain("simsiam", data=tiny_source, encoder=Noisy(), out=tmp_path / "run", seed=3, **tiny)
+    assert asked == [(3, step, 0) for step in range(run.summary["step"])]
+    assert len(set(Noisy.drawn)) == len(Noisy.drawn) >= run.summary["step"]
+
+
+def test_images_a_second_are_of_the_steps_since_the_last_line(tiny_source, tmp_path, monkeypatch):
+    clock = iter(range(100_000))
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: float(next(clock)))
+    run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **{**TINY, "log_every": 1}, probe_every=2)
+    rates = [row["images_per_second"] for row in run.metrics if row["step"]]
+    assert max(rates[2:-1]) < 1.5 * min(rates[2:-1])
+
+
+@pytest.mark.parametrize(("method", "networks"), [("simsiam", 1), ("byol", 2)])
+def test_auto_probes_cost_a_share_of_the_run(method, networks, tiny_source, tmp_path):
+    """A probe is a forward pass of the bank and the queries for each network, a trained image three passes for each of two views."""
+    recipe = sd.METHODS[method].edit(["data=digits", "probe_every=auto"])
+    made = monitor.Monitor(recipe, tiny_source, Journal(tmp_path, 0, 1, Console(quiet=True)), Clock(torch.device("cpu")))
+    passes, trained = networks * (96 + 32), 3 * 2 * 96
+    assert made.every == math.ceil(passes / trained / monitor.SHARE)
+    assert passes / (made.every * trained) <= monitor.SHARE < passes / ((made.every - 1) * trained)
 
 
 def test_parameters_without_gradient_are_named():

@@ -115,8 +115,7 @@ def pretrain(
             for step in range(start, total):
                 now = Progress(step, steps_per_epoch, recipe.epochs)
                 lr = set_schedules(optimizer, recipe, now)
-                # What a layer draws (dropout, drop path) is a function of seed and step, so that a resume draws the same.
-                torch.manual_seed(int(mix(torch.tensor(recipe.seed * 1_000_003 + step)) >> 1) + fabric.global_rank)
+                torch.manual_seed(seed_of(recipe.seed, step, fabric.global_rank))
                 with clock("optimiser"):
                     guard.remember()
                 parts: list[tuple[Tensor, dict[str, Tensor]]] = []
@@ -172,6 +171,11 @@ def pretrain(
             f"stopped at epoch {after.epoch:.0f} of {recipe.epochs} (on_collapse=stop). {run.summary['because']} What there is: {out}"
         )
     return run
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """Of what a layer draws in a step (dropout, drop path): a function of the three, so that a resume draws the same."""
+    return int(mix(torch.tensor(seed * 1_000_003 + step)) >> 1) + rank
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progress) -> float:
