@@ -90,3 +90,46 @@ def test_scenes_say_where_each_image_is():
     alone = scenes(pixels, labels, 400, objects=1)[1]
     corners = {(int(y.min()), int(x.min())) for y, x in ((m > 0).nonzero(as_tuple=True) for m in alone)}
     assert corners == {(y, x) for y in range(1, 7) for x in range(1, 7)}  # wherever it fits
+
+
+def test_the_linear_probes_rate_is_chosen_on_images_that_it_does_not_learn_from(monkeypatch):
+    """A tenth of the images, with all of their places; places that are ignored are in neither part."""
+    from selfdistill.evaluate import dense as module
+
+    seen = []
+    original = module.linear_probe
+    spy = lambda x, y, validation, **how: seen.extend((x, validation[0])) or original(x, y, validation=validation, **how)  # noqa: E731
+    monkeypatch.setattr(module, "linear_probe", spy)
+    _, masks = halves(40, 0)
+    masks[7] = masks[8, :4, :4] = IGNORED
+    image, place = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 1, 4, 4), torch.arange(16.0).view(1, 1, 4, 4).expand(40, 1, 4, 4)
+    names = torch.cat([image, place], 1)
+    dense_probes(names, masks, names[:2], masks[:2], 3, epochs=1)
+    learnt, held = ({tuple(row) for row in of.int().tolist()} for of in seen)
+    images = [{image for image, _ in of} for of in (learnt, held)]
+    assert not images[0] & images[1]
+    assert len(images[1] - {7}) in (3, 4)
+    assert len(seen[0]) + len(seen[1]) == len(learnt | held)
+    assert learnt | held == {(n, p) for n in range(40) for p in range(16) if n != 7 and (n, p) != (8, 0)}
+
+
+def strips(rows: list[list[int]], features: torch.Tensor):
+    """Images of one row of places of these classes, with `features` of each class; masks of 8 x 8 pixels a place."""
+    classes = torch.tensor(rows)
+    return features[classes].transpose(1, 2)[:, :, None], classes.repeat_interleave(8, 1)[:, None].expand(-1, 8, -1)
+
+
+def test_a_boundary_lies_midway_between_two_places_wherever_they_are():
+    """Corners aligned would move it unless it is in the middle of the image."""
+    (bank, masks), (queries, targets) = (strips(rows, torch.eye(2)) for rows in ([[0, 0, 1, 1]] * 20, [[0, 1, 1, 1], [0, 0, 0, 1]]))
+    assert dense_probes(bank, masks, queries, targets, 2, epochs=30) == {"linear": (1.0, 1.0), "knn": (1.0, 1.0)}
+
+
+def test_every_place_has_the_same_votes_however_near_its_neighbours():
+    """Of its four neighbours one is near the place of class 0 and all are near that of class 1; the boundary is midway all the same."""
+    kinds = torch.eye(8)
+    bank = torch.cat([kinds[:1], kinds[2:], kinds[1:2].expand(7, -1)]).view(14, 8, 1, 1)
+    masks = torch.tensor([0] * 7 + [1] * 7).view(14, 1, 1).expand(14, 8, 8)
+    queries, targets = strips([[0, 1]], kinds)
+    bank, masks = bank.expand(-1, -1, 1, 2), masks.repeat(1, 1, 2)
+    assert dense_probes(bank, masks, queries, targets, 2, k=8, epochs=1)["knn"] == (1.0, 1.0)

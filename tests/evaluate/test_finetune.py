@@ -95,3 +95,34 @@ def test_adamw_too():
     pixels, labels = bars(100)
     found = finetune_accuracy(net(), pixels, labels, pixels, labels, WHOLE, (0.05,), epochs=10, optimizer=AdamW())
     assert found == (pytest.approx(1.0, abs=0.05), 0.05)
+
+
+def test_images_and_their_crops_are_drawn_by_seed_and_anew_in_each_epoch(monkeypatch):
+    from selfdistill.evaluate import finetune as module
+
+    seen = []
+    original = module.views_of_pixels
+
+    def spy(images, ids, spec, globals, seed, epoch):
+        seen.append((ids.tolist(), globals, seed, epoch))
+        return original(images, ids, spec, globals, seed, epoch)
+
+    monkeypatch.setattr(module, "views_of_pixels", spy)
+    pixels, labels = bars(20)
+    finetune(net(), pixels, labels, 2, WHOLE, rate=0.1, epochs=2, batch_size=10, seed=3)
+    expected = [(rows.tolist(), 1, 3, epoch) for epoch in range(2) for rows in permutation(3, epoch, 20).split(10)]
+    assert seen == expected
+
+
+def test_dropout_is_drawn_by_seed_and_nobody_elses_draws_are():
+    """Images that are all the same in one batch: neither their order nor their crops tell seeds apart."""
+    pixels, labels = torch.full((16, 1, 8, 8), 200, dtype=torch.uint8), torch.zeros(16, dtype=torch.long)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Dropout(0.5))
+    weights, afterwards = [], []
+    for at, seed in enumerate((0, 0, 1, 2)):
+        torch.manual_seed(100 + at)
+        weights.append(finetune(backbone, pixels, labels, 2, WHOLE, rate=1.0, epochs=2, seed=seed)[0][1].weight.detach())
+        afterwards.append(float(torch.rand(())))
+    assert torch.equal(weights[0], weights[1])
+    assert not any(torch.allclose(weights[i], weights[j]) for i, j in ((0, 2), (0, 3), (2, 3)))
+    assert len(set(afterwards)) == 4

@@ -108,3 +108,15 @@ def test_a_probe_with_images_to_choose_on_learns_from_all_of_its_own():
     best = linear_probe(*few, rates=(0.003, 0.1, 10.0), epochs=50, validation=validation)
     assert best.accuracy(*validation) == max(alone.values())
     assert alone[best.rate] == max(alone.values())
+
+
+def test_clustering_is_the_best_of_as_many_starts_as_asked_for_and_drawn_by_seed(monkeypatch):
+    import sklearn.cluster
+
+    seen = []
+    original = sklearn.cluster.KMeans
+    monkeypatch.setattr(sklearn.cluster, "KMeans", lambda k, **how: seen.append((k, how)) or original(k, **how))
+    x, labels = blobs()
+    clustering(x, labels)
+    clustering(x, labels, clusters=3, starts=2, seed=5)
+    assert seen == [(4, {"n_init": 10, "random_state": 0}), (3, {"n_init": 2, "random_state": 5})]

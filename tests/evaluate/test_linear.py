@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from selfdistill.errors import Misuse
-from selfdistill.evaluate.linear import RATES, linear_accuracy, predict, train_linear
+from selfdistill.evaluate.linear import RATES, held_out, linear_accuracy, linear_probe, predict, train_linear
 from selfdistill.views.draw import permutation
 
 
@@ -115,3 +115,30 @@ def test_a_bank_too_small_to_hold_a_tenth_out():
     with pytest.raises(Misuse, match="19 labelled images are too few"):
         linear_accuracy(x[:19], labels[:19], x, labels)
     assert 0 <= linear_accuracy(x, labels, x, labels, epochs=2) <= 1
+
+
+@pytest.mark.parametrize("n", [20, 97])
+def test_a_tenth_is_held_out_by_seed_and_with_the_rest_is_the_whole_bank(n):
+    parts = [held_out(torch.zeros(n), "probe", seed) for seed in (0, 0, 1, 2)]
+    for held, rest in parts:
+        assert len(held) == round(n / 10)
+        assert torch.equal(torch.cat([held, rest]).sort().values, torch.arange(n))
+    sets = [frozenset(held.tolist()) for held, _ in parts]
+    assert sets[0] == sets[1]
+    assert len(set(sets)) == 3
+
+
+def test_a_seed_reaches_the_tenth_and_both_trainings(monkeypatch):
+    """All of the bank is learnt from in the second, at the one rate that the tenth chose."""
+    from selfdistill.evaluate import linear as module
+
+    seen = []
+    tenth, train = module.held_out, module.train_linear
+    monkeypatch.setattr(module, "held_out", lambda y, who, seed=0: seen.append(("tenth", seed)) or tenth(y, who, seed))
+    monkeypatch.setattr(
+        module, "train_linear", lambda x, y, C, rates, *how: seen.append((len(x), len(rates), *how)) or train(x, y, C, rates, *how)
+    )
+    x, labels = blobs()
+    probe = linear_probe(x, labels, (0.1, 1.0), epochs=2, batch_size=40, seed=7)
+    assert seen == [("tenth", 7), (81, 2, 2, 40, 7), (90, 1, 2, 40, 7)]
+    assert probe.rate in (0.1, 1.0)

@@ -55,7 +55,7 @@ def dense_probes(
     """
     h, w = bank.shape[2:]
     held = torch.zeros(len(bank), dtype=torch.bool)
-    held[permutation(0, 0, len(bank))[: max(1, len(bank) // 10)]] = True
+    held[permutation(settings.get("seed", 0), 0, len(bank))[: max(1, len(bank) // 10)]] = True
     places, labels = bank.permute(0, 2, 3, 1), majority(masks, h, w, classes)  # [N, h, w, F], [N, h, w]
     known = labels != IGNORED
 

@@ -50,7 +50,7 @@ def finetune_accuracy(
     """
     learnt, judged = (bank, labels), validation
     if judged is None:
-        held, rest = held_out(labels, "fine-tuning")
+        held, rest = held_out(labels, "fine-tuning", settings.get("seed", 0))
         learnt, judged = (bank[rest[:TRIAL]], labels[rest[:TRIAL]]), (bank[held], labels[held])
     classes = int(labels.max()) + 1
     best, tuned = -1.0, Tuned(0.0, rates[0])
@@ -87,7 +87,7 @@ def finetune(
     device = next(backbone.parameters()).device
     encoder = copy.deepcopy(backbone)
     width = features(encoder, [plain(pixels[:1].to(device), views)]).shape[1]
-    head = nn.Linear(width, classes, device=device)
+    head = nn.utils.skip_init(nn.Linear, width, classes, device=device)  # draws nothing of the caller's generator
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     network = nn.Sequential(encoder, head).requires_grad_().train()
