@@ -89,6 +89,13 @@ def test_what_a_user_sets_is_not_said_to_be_the_presets():
     assert len(keys) == len(set(keys))
     assert ("encoder" in keys, "encoder.name" in keys) == (True, False)
     assert next(field.new for field in changed if field.key == "epochs") == "120"
+    assert {"views.locals", "views.second"} <= set(keys)  # slots that it empties
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_settings_of_the_users_all_that_a_preset_changes_is_said(method):
+    source = Source("mine", Pixels(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)))
+    assert on_data(METHODS[method], [], source)[2] == with_preset(METHODS[method], "digits")[1]
 
 
 def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():

@@ -69,6 +69,7 @@ DOMINATED = UNIFORM | {"target_entropy": 0.01, "target_usage_entropy": 0.02, "lo
         ("ibot", ["terms.views.loss.target.temperature={base: 0.1}"], COLLAPSED, "no sharper", "Sharpen"),
         ("simsiam", ["terms.views.loss=cross-entropy", "stop_gradient=false"], COLLAPSED, "stop_gradient=false", "stop_gradient=true"),
         ("simsiam", ["terms.views.loss=cross-entropy", "predictor.lr_scale=0"], COLLAPSED, "never learns", "predictor.lr_scale=1"),
+        ("swav", ["terms.views.loss.epsilon=100"], COLLAPSED, "no sharper", "epsilon=0.05"),
         ("simsiam", ["projector=none"], COLLAPSED, "none of the causes", "selfdistill diff"),
         ("mean-teacher", ["teacher=shared", "keep=student"], COLLAPSED, "none of the causes", "selfdistill diff"),
         ("moco", ["terms.views.loss=cosine"], COLLAPSED, "without predictor", "predictor=mlp"),

@@ -237,6 +237,7 @@ def test_images_of_ones_own_are_passed_again_and_no_others_are_taken_for_them(ti
     (tmp_path / "run" / "recipe.yaml").write_text(said.replace("python:digits", "digits"))
     with pytest.raises(sd.Misuse, match="a run of data=digits, which it opens itself"):
         sd.load("run", data=named)
+    assert len(sd.load("run", data="digits").source.train) == 1437
 
 
 def test_python_takes_runs_paths_tensors_and_specs_alike(tiny_source, tiny_run, tmp_path):

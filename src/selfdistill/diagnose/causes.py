@@ -112,8 +112,8 @@ def _still(recipe: Recipe) -> bool:
 
 
 def _and_targets_alone(fits: Callable[[Recipe], bool]) -> Callable[[Recipe], bool]:
-    """Of recipes whose outputs nothing but the targets of a teacher of its own holds apart (DINO), which may go to a constant too."""
-    return lambda r: r.predictor is None and r.teacher.own_weights and fits(r)
+    """Of recipes whose outputs nothing but their targets holds apart, as DINO's and SwAV's, which may go to a constant too."""
+    return lambda r: r.predictor is None and fits(r)
 
 
 OF_TARGETS = (

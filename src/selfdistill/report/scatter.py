@@ -26,12 +26,12 @@ SIDE, MARGIN, LETTER, RADIUS = 600, 30, 9, 5
 
 
 class Point(NamedTuple):
-    """x, y: of the map. shape: a marker, the key of an outline. words: class and file."""
+    """x, y: of the map. shape: the place of its marker in MARKERS. words: class and file."""
 
     x: float
     y: float
     colour: str
-    shape: str
+    shape: int
     words: str
 
 
@@ -42,7 +42,7 @@ class Scatter:
 
     points: list[Point]
     names: list[Point]
-    outlines: dict[str, str]
+    outlines: dict[int, str]
     sheet: bytes
     columns: int = COLUMNS
     tile: int = TILE
@@ -58,15 +58,15 @@ def scatter_of(look: Look) -> Scatter:
     low, high = xy.min(0), xy.max(0)
     xy = MARGIN + (xy - low) / (high - low).clip(min=1e-9) * (SIDE - 2 * MARGIN)
     where = [images.path(i) for i in range(len(images))] if isinstance(images, Encoded) else [f"image {i}" for i in rows.tolist()]
-    points, names = [Point(x, y, GREY, MARKERS[0], said) for (x, y), said in zip(xy.tolist(), where, strict=True)], []
+    points, names = [Point(x, y, GREY, 0, said) for (x, y), said in zip(xy.tolist(), where, strict=True)], []
     for name, members, colour, marker in by_class(images.labels, images.classes, len(images)):
         for i in members.nonzero()[:, 0].tolist():
-            points[i] = points[i]._replace(colour=colour, shape=marker, words=f"{name}: {where[i]}" if name else where[i])
+            points[i] = points[i]._replace(colour=colour, shape=MARKERS.index(marker), words=f"{name}: {where[i]}" if name else where[i])
         if name:
             x, y = np.median(xy[members.numpy()], 0).tolist()
             wide = LETTER * len(name) / 2
-            names.append(Point(min(max(x, wide + LETTER), SIDE - wide), y, colour, marker, name))
-    outlines = {marker: _outline(marker) for marker in dict.fromkeys(point.shape for point in points)}
+            names.append(Point(min(max(x, wide + LETTER), SIDE - wide), y, colour, MARKERS.index(marker), name))
+    outlines = {shape: _outline(MARKERS[shape]) for shape in {point.shape for point in points}}
     return Scatter(points, names, outlines, _sheet(in_memory(images, run.recipe.views, run.recipe.workers).pixels))
 
 

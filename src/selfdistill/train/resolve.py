@@ -72,7 +72,8 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     before, changed = with_preset(base, preset) if preset != base.preset else (base, [])
     recipe = before.edit([*changes, f"preset={preset}"])
     users = {path for path, _, _ in diff(before, recipe)}
-    moved = {path for path, _, _ in diff(base, before)} & dict(leaves(recipe)).keys() - users
+    was = dict(leaves(base))
+    moved = {path for path, now in leaves(before) if path not in was or was[path] != now} & dict(leaves(recipe)).keys() - users
     changed = [f for f in changed if f"{f.key}.name" not in users and any(under(f.key, path) for path in moved)]
     if recipe.encoder.channels != source.train.channels:
         raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")

@@ -170,7 +170,7 @@ def load(path: str | Path, encoder: nn.Module | None = None, data: str | Path | 
         return Run(Path(path), encoder)
     images = given(data)
     run = Run(Path(path), encoder, images if isinstance(images, Source) else open_source(images))
-    if not run.recipe.data.startswith(OWN):
+    if images != run.recipe.data and not run.recipe.data.startswith(OWN):
         raise Misuse(f"{path}: a run of data={run.recipe.data}, which it opens itself; measure(..., to=images) takes it to others")
     for part in (run.source.train, run.source.test, run.source.bank):
         if part is not None:
