@@ -17,7 +17,7 @@ from selfdistill.ablate.edits import without as edits
 from selfdistill.ablate.em import alternate
 from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
 from selfdistill.data.images import Source
-from selfdistill.data.sources import OWN, given
+from selfdistill.data.sources import OWN, Data, given
 from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
@@ -31,12 +31,9 @@ from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
 from selfdistill.train.resolve import cautions, resolve
-from selfdistill.train.run import Run, load, new_folder
+from selfdistill.train.run import Run, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
-
-Data = str | Path | Tensor | Source
-"""a name, a folder, uint8 images [N, C, H, W], or a set with held-out images and labels"""
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +95,7 @@ def _defined_in(path: Path) -> Recipe:
 def pretrain(
     method: str | Path | Recipe,
     *changes: str,
-    data: str | Path | Tensor | Source | None = None,
+    data: Data | None = None,
     encoder: str | nn.Module | None = None,
     without: str | Sequence[str] = (),
     out: str | Path | None = None,
@@ -190,7 +187,7 @@ def diagnosis_of(
         return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)
     if Path(name).is_file():
         raise Misuse(f"{name}: is a file, and embeddings are read from {' and '.join(FORMATS)}")
-    return diagnosis.of_run(what if isinstance(what, Run) else load(what), augmentations)
+    return diagnosis.of_run(run_of(what), augmentations)
 
 
 def embed_to(
@@ -250,11 +247,11 @@ def picture(what: str, *paths: str | Path | Run, size: int | None = None) -> Fig
     from selfdistill.report.pictures import Asked, Look, drawn  # matplotlib takes a second
     from selfdistill.report.style import rendered
 
-    files = [Path(p) for p in paths if not isinstance(p, Run) and Path(p).is_file()]
-    looks = [Look(p if isinstance(p, Run) else load(p)) for p in paths if isinstance(p, Run) or not Path(p).is_file()]
+    files = [p for p in paths if not isinstance(p, Run) and Path(p).is_file()]
+    looks = [Look(run_of(p)) for p in paths if p not in files]
     if not looks:
         raise Misuse(f"picture {what}: name a run folder")
-    figure: Any = drawn(what, Asked(looks, files, size))
+    figure: Any = drawn(what, Asked(looks, [Path(file) for file in files], size))
     figure._repr_png_ = lambda: rendered(figure, "png", 90)  # what a notebook shows; else only figures of pyplot's are drawn there
     return figure
 
@@ -265,7 +262,7 @@ def write_report(*runs: str | Path | Run, out: str | Path | None = None) -> Path
     here where there are several, if not given. Returns where it is. Raises `Misuse`, `Failure`."""
     from selfdistill.report import page  # matplotlib takes a second
 
-    return page.write([run if isinstance(run, Run) else load(run) for run in runs], _path(out))
+    return page.write([run_of(run) for run in runs], _path(out))
 
 
 FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")

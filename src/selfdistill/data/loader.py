@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
 from selfdistill.data.order import micro_batches, visible_labels
 from selfdistill.errors import Failure
-from selfdistill.parts.collective import ranks
+from selfdistill.parts import collective
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.batch import Views
@@ -201,7 +201,7 @@ def _memory(*shape: int) -> Tensor:
 
 
 def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str) -> Iterator[Any]:
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks()[1]))  # processes on this machine, each with workers of its own
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", collective.ranks()[1]))  # processes on this machine, each with workers of its own
     count = max(1, min(cores() // beside, 16)) if workers == "auto" else int(workers)
     loader = DataLoader(
         dataset,

@@ -28,6 +28,8 @@ from selfdistill.errors import Failure, Misuse
 
 # scikit-learn and torchvision are imported where they are used: a command that opens a folder starts without them.
 
+Data = str | Path | Tensor | Source
+"""what a Python program may pass: a name, a folder, uint8 images [N, C, H, W], or a set with held-out images and labels"""
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 OWN = "python:"
 """before the name of images that a Python program passed, which no one else can open"""
@@ -68,7 +70,7 @@ def word_of(data: str | os.PathLike[str]) -> str:
 
 
 def given(data: Any) -> str | Source:
-    """What a Python program may pass: a name, a path, uint8 images [N, C, H, W] or a `Source`. Raises `Misuse` for what is none."""
+    """`Data` as what can be opened, or is open. Raises `Misuse` for what is none."""
     if isinstance(data, Tensor):
         return Source("tensor", Pixels(data))
     if isinstance(data, Source):

@@ -21,8 +21,8 @@ def training_curves(runs: Mapping[str, Rows]) -> Figure:
     """Loss, output_std and kNN over epochs, one line a run; a cross where an unhealthy verdict begins to hold."""
     figure, axes = panels(1, 3)
     labelled = [name for name, rows in runs.items() if any(row.get("knn_top1") is not None for row in rows)]
-    _lines(axes[0, 0], runs, "loss", "Loss")
     others = [name for name in runs if name not in labelled]
+    _lines(axes[0, 0], runs, "loss", "Loss")
     _lines(axes[0, 1], runs, "output_std", "Std of l2-normalised outputs, x sqrt(d)", floor=0.0, named=others)
     axes[0, 1].axhline(1, color=LIGHT, lw=0.8, zorder=0)
     _lines(axes[0, 2], runs, "knn_top1", "kNN accuracy, held-out images", named=labelled)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Encoded, Files, Images, Pixels, Source, printable
 from selfdistill.data.loader import cores, plain_batches
-from selfdistill.data.sources import OWN, given, open_source
+from selfdistill.data.sources import OWN, Data, given, open_source
 from selfdistill.disk import flushed, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
@@ -163,7 +163,7 @@ class Run:
         return features_of(backbone, bank, self.recipe), labels, features_of(backbone, test, self.recipe), targets
 
 
-def load(path: str | Path, encoder: nn.Module | None = None, data: str | Path | Tensor | Source | None = None) -> Run:
+def load(path: str | Path, encoder: nn.Module | None = None, data: Data | None = None) -> Run:
     """A run from its folder. encoder and data: the module and the images of a run that was given its own. Raises `Misuse`, for images of
     a run that can open its own too."""
     if data is None:
@@ -176,6 +176,11 @@ def load(path: str | Path, encoder: nn.Module | None = None, data: str | Path | 
         if part is not None:
             run.check(part)
     return run
+
+
+def run_of(what: str | Path | Run) -> Run:
+    """Itself, or from its folder."""
+    return what if isinstance(what, Run) else load(what)
 
 
 def untrained(recipe: Recipe) -> Backbone:

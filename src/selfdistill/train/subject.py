@@ -22,7 +22,7 @@ from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 from selfdistill.train.initial import initialised
 from selfdistill.train.resolve import on_data
-from selfdistill.train.run import Run, features_of, labelled, untrained
+from selfdistill.train.run import Run, features_of, labelled, run_of, untrained
 
 RAW, RANDOM, TIMM = "raw-pixels", "random-init", "timm:"
 WEIGHTS = (".safetensors", ".pth")
@@ -120,7 +120,7 @@ def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source 
         raise Misuse(f"{what}: neither a run folder nor {OTHERS}.{did_you_mean(str(what), (RAW, RANDOM))}")
     if settings:
         raise Misuse(f"{settings[0]}: {what} is a run, whose settings stand in its recipe.yaml; --to DATA takes it to other images")
-    run = what if isinstance(what, Run) else Run(Path(what))
+    run = run_of(what)
     source = run.source if data is None else _fitting(data, run.recipe)
     backbone = run.backbone if run is what else _placed(run.backbone)
     return Subject(str(run.path), backbone, run.recipe, source, run, None if data is None else _name(data))

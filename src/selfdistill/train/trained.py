@@ -12,7 +12,7 @@ from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.metrics import ExpectationGap, expectation_gap
 from selfdistill.errors import Misuse
 from selfdistill.siamese import Siamese
-from selfdistill.train.run import Run, load
+from selfdistill.train.run import Run, run_of
 from selfdistill.train.weights import fill, read
 from selfdistill.views.augment import views_of_pixels
 
@@ -33,7 +33,7 @@ def siamese_of(run: Run) -> Siamese:
 def predictor_gap(run: Run | str | Path, augmentations: int = 32, images: int = 512) -> ExpectationGap:
     """How near the run's predictor comes to the expectation, over `augmentations` of at most `images` held-out images (training
     images where none are held out). Raises `Misuse` where the recipe has no predictor."""
-    run = run if isinstance(run, Run) else load(run)
+    run = run_of(run)
     recipe = run.recipe
     if recipe.predictor is None:
         raise Misuse(f"{run.path}: {recipe.method} has no predictor, whose distance to the expectation could be measured")
