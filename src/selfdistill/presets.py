@@ -84,17 +84,18 @@ XAVIER = "weight_init: moco"
 """Xavier's scale (MoCo v3): with timm's own, std 0.02, a narrow ViT's features are nearly one at first (kNN on digits 0.84 for 0.72)"""
 
 DIGITS_VIT: Changes = (
-    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.name=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     (f"encoder.options={{patch_size: 2, depth: 3, embed_dim: 96, num_heads: 3, {XAVIER}}}", "16 patches of 2 x 2; init on Xavier's scale"),
 )
 GREY28_VIT: Changes = (
-    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.name=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     (f"encoder.options={{patch_size: 7, depth: 4, embed_dim: 128, num_heads: 4, {XAVIER}}}", "16 patches of 7 x 7; init on Xavier's scale"),
     ("lr.base=0.004", "a short run"),
     ("teacher.tau.end=0.99", "a short run: at 1 the teacher stands still before the student does (4 epochs: kNN 0.822 to 0.830)"),
 )
 FEW_PHOTOS_VIT: Changes = (
-    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.name=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.options.drop_path_rate=0", "few steps: each block in all of them"),
     ("views.locals.count=4", "half the cost"),
     ("views.locals.size=64", "half the cost"),
     ("projector.out=4096", "K: few images"),
@@ -121,7 +122,7 @@ FEW_PHOTOS_METHODS: dict[str, Changes] = {
     "ibot": FEW_PHOTOS_VIT,
 }
 COLOR32_VIT: Changes = (
-    ("encoder=timm:vit_tiny_patch16_224", "a ViT, smaller"),
+    ("encoder.name=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     ("encoder.options={patch_size: 4}", "64 patches of 4 x 4"),
 )
 WIDE = ("views.augment.scale=[0.14, 1.0]", "without local crops, as DINO's code advises")

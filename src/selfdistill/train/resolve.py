@@ -74,7 +74,7 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     users = {path for path, _, _ in diff(before, recipe)}
     was = dict(leaves(base))
     moved = {path for path, now in leaves(before) if path not in was or was[path] != now} & dict(leaves(recipe)).keys() - users
-    changed = [f for f in changed if f"{f.key}.name" not in users and any(under(f.key, path) for path in moved)]
+    changed = [f for f in changed if any(under(f.key, path) for path in moved)]
     if recipe.encoder.channels != source.train.channels:
         raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
     if recipe.precision == "auto":
@@ -98,8 +98,6 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     changed = recipe.edit([setting for setting, _ in changes])
     differing = [path for path, _, _ in diff(recipe, changed)]
     last = {setting.partition("=")[0]: (setting.partition("=")[2], why) for setting, why in changes}
-    if "encoder" in last:  # which names another network than all images' encoder.name before it
-        last.pop("encoder.name", None)
     found = [Changed(key, _short(recipe, key), *new) for key, new in last.items() if any(under(key, path) for path in differing)]
     return changed, found
 
