@@ -1,12 +1,16 @@
-"""What is written to disk is there whole or not at all: it is made beside its place and renamed."""
+"""What is written to disk is there whole or not at all: made beside its place and renamed. What is read back is whole, or is named."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from selfdistill.errors import Failure, Misuse
 
@@ -83,3 +87,32 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def object_of(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
+    """The object of a JSON file; empty where there is no file. shape: the type that it must have.
+
+    Raises `Misuse` that names the file, and the field where it has one, if it cannot be read as such.
+    """
+    if not file.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+        TypeAdapter(shape).validate_python(found)
+    except ValidationError as e:
+        where = ".".join(map(str, e.errors()[0]["loc"])) or "the whole"
+        raise Misuse(f"{file}: {where}: {e.errors()[0]['msg']}: move it away, and it is made anew") from e
+    except (OSError, ValueError) as e:
+        raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
+    return found
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, up to the first that is not whole."""
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -31,11 +31,11 @@ from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
 from selfdistill.data.sources import open_source
-from selfdistill.disk import write_whole
+from selfdistill.disk import object_of, write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.train import faults, loop
-from selfdistill.train.run import Run, load, object_of
+from selfdistill.train.run import Run, load
 from selfdistill.train.trained import predictor_gap
 
 MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor"}

@@ -15,9 +15,9 @@ from typing import Any
 from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
-from selfdistill.disk import write_whole
+from selfdistill.disk import object_of, write_whole
 from selfdistill.errors import Misuse
-from selfdistill.train.run import machine, object_of, versions
+from selfdistill.train.run import machine, versions
 
 SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
 """columns of numbers, before those that only a claim names"""

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from selfdistill.disk import write_whole
+from selfdistill.disk import object_of, write_whole
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
 from selfdistill.protocols.tuned import Finetune, Semi, Supervised
 from selfdistill.settings import yaml_of
-from selfdistill.train.run import EVALUATION, object_of
+from selfdistill.train.run import EVALUATION
 from selfdistill.train.subject import Subject
 
 PROTOCOLS: dict[str, type[Protocol]] = {

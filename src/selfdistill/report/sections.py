@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from selfdistill.diagnose.describe import READING, describe, ordered
 from selfdistill.diagnose.verdict import since
+from selfdistill.disk import object_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 from selfdistill.presets import PRESETS
@@ -22,7 +23,6 @@ from selfdistill.report.scatter import Scatter, scatter_of
 from selfdistill.train.diagnosis import given_up
 from selfdistill.train.profile import Profiled
 from selfdistill.train.resolve import with_preset
-from selfdistill.train.run import object_of
 
 NEAR = 4_000
 """training images among which a report seeks neighbours"""

@@ -12,11 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from selfdistill.disk import write_whole
+from selfdistill.disk import rows_of, write_whole
 from selfdistill.errors import Failure
 from selfdistill.train.loggers import Logger, in_short
 from selfdistill.train.notebook import Live
-from selfdistill.train.run import rows_of
 
 
 class Journal:

@@ -11,10 +11,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from selfdistill.disk import write_whole
+from selfdistill.disk import rows_of, write_whole
 from selfdistill.errors import Failure, require
 from selfdistill.recipe import Recipe, leaves
-from selfdistill.train.run import rows_of
 
 
 class Logger(ABC):

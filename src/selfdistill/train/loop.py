@@ -18,7 +18,7 @@ from selfdistill import own
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.data.sources import OWN
-from selfdistill.disk import write_whole
+from selfdistill.disk import object_of, write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.denormal import denormals_flushed
@@ -35,7 +35,7 @@ from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import Run, labelled, make_folder, new_folder, object_of
+from selfdistill.train.run import Run, labelled, make_folder, new_folder
 from selfdistill.views.draw import mix
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -16,13 +15,13 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from selfdistill.data.images import Encoded, Files, Images, Pixels, Source, printable
 from selfdistill.data.loader import cores, plain_batches
 from selfdistill.data.sources import OWN, Data, given, open_source
-from selfdistill.disk import flushed, whole_folder
+from selfdistill.disk import flushed, object_of, rows_of, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import knn_accuracy
@@ -252,35 +251,6 @@ def machine() -> str:
     """What a time depends on, in words."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(cuda) or f"{cores()} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def object_of(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
-    """The object of a JSON file; empty where there is no file. shape: the type that it must have.
-
-    Raises `Misuse` that names the file, and the field where it has one, if it cannot be read as such.
-    """
-    if not file.exists():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-        TypeAdapter(shape).validate_python(found)
-    except ValidationError as e:
-        where = ".".join(map(str, e.errors()[0]["loc"])) or "the whole"
-        raise Misuse(f"{file}: {where}: {e.errors()[0]['msg']}: move it away, and it is made anew") from e
-    except (OSError, ValueError) as e:
-        raise Misuse(f"{file}: cannot be read ({e}): move it away, and it is made anew") from e
-    return found
-
-
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line, up to the first that is not whole."""
-    rows = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def new_folder(out: Path | None, stem: str) -> Path:
