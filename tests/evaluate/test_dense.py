@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 
+from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import IGNORED, confusion, dense_probes, majority, scenes, segmented
 
 
@@ -74,6 +75,18 @@ def test_a_class_that_no_patch_has_is_counted_as_missed():
     for found in dense_probes(bank, masks, test, targets, 4, epochs=30).values():
         assert found.miou < 0.76
         assert found.accuracy > 0.85
+
+
+def test_images_without_a_pixel_that_counts_choose_no_learning_rate():
+    """Nine in ten teach nothing, and the others are still learnt from and held out."""
+    (bank, masks), (test, targets) = halves(40, 0), halves(10, 1)
+    masks[4:] = IGNORED
+    few = dense_probes(bank, masks, test, targets, 3, epochs=30)
+    assert few == dense_probes(bank[:4], masks[:4], test, targets, 3, epochs=30)
+    assert few["linear"].miou > 0.8
+    masks[1:] = IGNORED
+    with pytest.raises(Misuse, match="in 1 of 40 images"):
+        dense_probes(bank, masks, test, targets, 3, epochs=1)
 
 
 def test_scenes_say_where_each_image_is():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import nearest, vote
 from selfdistill.evaluate.linear import linear_probe
 from selfdistill.views.draw import permutation
@@ -51,13 +52,18 @@ def dense_probes(
 
     A place learns from the class of most of its pixels; the scores of the classes at the places are upsampled (bilinear) to pixels.
     The linear probe's learning rate is chosen on the places of a tenth of the bank's images, which it does not learn from.
-    `settings`: of `linear_probe`.
+    `settings`: of `linear_probe`. Raises `Misuse` where fewer than two images of the bank have a place that counts.
     """
     h, w = bank.shape[2:]
-    held = torch.zeros(len(bank), dtype=torch.bool)
-    held[permutation(settings.get("seed", 0), 0, len(bank))[: max(1, len(bank) // 10)]] = True
     places, labels = bank.permute(0, 2, 3, 1), majority(masks, h, w, classes)  # [N, h, w, F], [N, h, w]
     known = labels != IGNORED
+    teaching = known.flatten(1).any(1).nonzero()[:, 0]
+    if len(teaching) < 2:
+        raise Misuse(
+            f"masks: in {len(teaching)} of {len(bank)} images a pixel counts (255 does not): two at least, one to choose a rate on"
+        )
+    held = torch.zeros(len(bank), dtype=torch.bool)
+    held[teaching[permutation(settings.get("seed", 0), 0, len(teaching))][: max(1, len(teaching) // 10)]] = True
 
     def of(images: Tensor) -> tuple[Tensor, Tensor]:
         return places[images][known[images]], labels[images][known[images]]
