@@ -6,12 +6,28 @@ An ingredient may be missing (predictor=none), or there and disarmed by its valu
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from selfdistill.methods import METHODS
+from selfdistill.diagnose.ingredients import (
+    HASTY,
+    SLOW_CENTRE,
+    blunt,
+    blunt_codes,
+    centre,
+    every_step,
+    fast,
+    is_own_teacher,
+    lacks_predictor,
+    losses,
+    mlp,
+    of_vectors,
+    still,
+    tau,
+    uncentred,
+    unlabelled,
+)
 from selfdistill.recipe import Recipe
 
 State = Literal["healthy", "collapsed", "dimensional-collapse", "uniform-target", "dominated-target", "diverged"]
@@ -30,85 +46,6 @@ class Cause:
 
 CONSTANT: tuple[State, ...] = ("collapsed", "dimensional-collapse")
 TARGETS: tuple[State, ...] = ("uniform-target", "dominated-target")
-VECTORS = ("cosine", "mse", "consistency")
-"""losses that have nothing but the asymmetry of the two branches against a constant output"""
-
-
-def _losses(recipe: Recipe) -> Iterator[Any]:
-    """The losses that count."""
-    return (term.loss for term in recipe.terms.values() if term.weight.base)
-
-
-def cross_entropies(recipe: Recipe) -> Iterator[Any]:
-    """The losses that have a target distribution made of the teacher's output."""
-    return (loss for loss in _losses(recipe) if loss.kind == "cross-entropy")
-
-
-def _tau(recipe: Recipe) -> float:
-    """The decay of a teacher that is an average, 1 of any other."""
-    return recipe.teacher.tau.base if recipe.teacher.kind == "ema" else 1.0
-
-
-def _every_step(recipe: Recipe) -> bool:
-    """Whether the teacher is a copy of the last step's student."""
-    return recipe.teacher.kind == "snapshot" and recipe.teacher.every == 1
-
-
-BLUNT = 0.75
-"""of the student's temperature: beside 0.1 a teacher's of 0.07 works after a warm-up, 0.08 goes to ln K (DINO App. D)"""
-SLOW_CENTRE = 0.999
-"""momentum of the centre that is too slow (DINO App. D: kNN 69.4 at 0.99, 0.1 at 0.999)"""
-HASTY = 0.9
-"""tau below which a teacher is nearly the student itself: the least that has been seen to work (BYOL Table 5a)"""
-FAST = {
-    kind: 10 * max(r.lr.base * r.lr_factor for r in METHODS.values() if r.optimizer.kind == kind)
-    for kind in {r.optimizer.kind for r in METHODS.values()}
-}
-"""peak learning rates by optimiser: ten times the largest of the papers that use it; none is known of a user's own"""
-
-
-def over_classes(recipe: Recipe) -> bool:
-    """Whether what is compared are a classifier's distributions, and no embedding."""
-    return any(term.loss.kind == "consistency" for term in recipe.terms.values())
-
-
-def _blunt(recipe: Recipe) -> bool:
-    return any(loss.target.temperature.base >= BLUNT * loss.temperature for loss in cross_entropies(recipe))
-
-
-def _blunt_codes(recipe: Recipe) -> bool:
-    return any(loss.kind == "swapped" and loss.epsilon >= BLUNT * loss.temperature for loss in _losses(recipe))
-
-
-def _uncentred(recipe: Recipe) -> bool:
-    return any(loss.target.kind == "softmax" for loss in cross_entropies(recipe))
-
-
-def _centre(recipe: Recipe) -> float:
-    """The slowest centre's momentum, 0 where there is none."""
-    return max((loss.target.momentum for loss in cross_entropies(recipe) if loss.target.kind == "centre"), default=0.0)
-
-
-def _of_vectors(recipe: Recipe) -> bool:
-    return all(loss.kind in VECTORS for loss in _losses(recipe))
-
-
-def _unlabelled(recipe: Recipe) -> bool:
-    return over_classes(recipe) and all(loss.kind != "labels" for loss in _losses(recipe))
-
-
-def _is_own_teacher(recipe: Recipe) -> bool:
-    """Whether the teacher is the student, of a method that has one with weights of its own."""
-    return recipe.method in METHODS and METHODS[recipe.method].teacher.own_weights and recipe.teacher.kind == "shared"
-
-
-def _fast(recipe: Recipe) -> bool:
-    return recipe.lr.base * recipe.lr_factor > FAST.get(recipe.optimizer.kind, math.inf)
-
-
-def _still(recipe: Recipe) -> bool:
-    teacher = recipe.teacher
-    return (teacher.kind == "ema" and teacher.tau.base == 1) or (teacher.kind == "expectation" and teacher.momentum == 1)
 
 
 def _and_targets_alone(fits: Callable[[Recipe], bool]) -> Callable[[Recipe], bool]:
@@ -116,30 +53,32 @@ def _and_targets_alone(fits: Callable[[Recipe], bool]) -> Callable[[Recipe], boo
     return lambda r: r.predictor is None and fits(r)
 
 
+CENTRED = "Centre the targets (terms.views.loss.target=centre, whose momentum is 0.9), or terms.views.loss.target=sinkhorn."
+
 OF_TARGETS = (
     Cause(
         ("uniform-target",),
-        _blunt,
+        blunt,
         "the target is no sharper than the student's prediction, and cross-entropy draws both to the uniform one (DINO Fig. 7, App. D).",
         "Sharpen: a target temperature below the student's (terms.views.loss.target.temperature=0.04).",
     ),
     Cause(
         ("uniform-target",),
-        _blunt_codes,
+        blunt_codes,
         "the codes are no sharper than the student's prediction: Sinkhorn's epsilon is not below the temperature (SwAV has 0.05 and 0.1).",
         "terms.views.loss.epsilon=0.05.",
     ),
     Cause(
         ("dominated-target",),
-        _uncentred,
+        uncentred,
         "nothing takes the mean out of the targets, and one output wins (DINO Fig. 7, without centring).",
-        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
+        CENTRED,
     ),
     Cause(
         ("dominated-target",),
-        lambda r: _centre(r) == 1,
+        lambda r: centre(r) == 1,
         "the centre is there and stays at 0 (momentum=1), so one output wins (DINO Fig. 7, without centring).",
-        "Centre the targets (terms.views.loss.target=centre with momentum=0.9), or terms.views.loss.target=sinkhorn.",
+        CENTRED,
     ),
 )
 """what a target distribution lacks"""
@@ -147,7 +86,7 @@ OF_TARGETS = (
 CAUSES = (
     Cause(
         ("diverged",),
-        _fast,
+        fast,
         "the numbers left the range of floats: lr is more than ten times that of any paper here with this optimiser.",
         "Lower lr (selfdistill show METHOD has the paper's).",
     ),
@@ -160,69 +99,83 @@ CAUSES = (
     Cause(("diverged",), lambda r: True, "the numbers left the range of floats.", "Lower lr, or add a warm-up (lr.warmup=10)."),
     Cause(
         (*CONSTANT, *TARGETS),
-        _unlabelled,
+        unlabelled,
         "nothing learns from labels, and consistency alone is met by one answer for all images (BYOL Table 5b, row 7).",
         "terms.labels.weight=1.",
     ),
     *OF_TARGETS,
     Cause(
         TARGETS,
-        lambda r: _centre(r) >= SLOW_CENTRE,
+        lambda r: centre(r) >= SLOW_CENTRE,
         "the centre moves slower than the outputs (DINO App. D: kNN 69.4 at momentum 0.99, 0.1 at 0.999).",
         "terms.views.loss.target.momentum=0.9.",
     ),
     Cause(
         (*CONSTANT, *TARGETS),
-        lambda r: _centre(r) > 0 and (r.teacher.kind == "shared" or _tau(r) < HASTY or _every_step(r)),
+        lambda r: centre(r) > 0 and (r.teacher.kind == "shared" or tau(r) < HASTY or every_step(r)),
         "the teacher is the student of a moment ago, and centring does not hold without a slow one (DINO Table 7 row 2: 0.1 %).",
         "teacher=ema tau.base=0.99, or terms.views.loss.target=sinkhorn (Table 15).",
     ),
     Cause(
+        CONSTANT,
+        lambda r: not r.stop_gradient and lacks_predictor(r),
+        "stop_gradient=false and predictor=none: a plain Siamese network, which either of the two alone does not save (SimSiam Sec. 4.2).",
+        "stop_gradient=true with predictor=mlp.",
+    ),
+    Cause(
         (*CONSTANT, *TARGETS),
-        lambda r: not r.stop_gradient and _of_vectors(r),
+        lambda r: not r.stop_gradient and of_vectors(r),
         "stop_gradient=false: without stop-gradient both branches go to one constant (SimSiam Fig. 2).",
         "stop_gradient=true.",
     ),
     Cause(
         CONSTANT,
-        lambda r: _of_vectors(r) and r.predictor is None and r.teacher.kind != "expectation",
-        "predictor=none: without predictor the stop-gradient does nothing but halve the gradient (SimSiam Table 1a, BYOL Table 5b).",
+        lambda r: lacks_predictor(r) and of_vectors(r) and r.teacher.kind == "shared",
+        "predictor=none: without predictor the stop-gradient does nothing but halve the gradient (SimSiam Sec. 4.2, Table 1a).",
         "predictor=mlp.",
     ),
     Cause(
         CONSTANT,
-        lambda r: r.predictor is not None and r.predictor.kind == "mlp" and not r.predictor.trainable,
-        "predictor.trainable=false: a fixed random predictor cannot learn the expectation (SimSiam Table 1b).",
-        "predictor.trainable=true.",
+        lacks_predictor,
+        "predictor=none: a target that lags is all that sets the two branches apart, and a constant meets it (BYOL Table 5b: 0.2 %).",
+        "predictor=mlp.",
     ),
     Cause(
         CONSTANT,
-        lambda r: r.predictor is not None and r.predictor.kind == "mlp" and r.predictor.lr_scale == 0,
-        "predictor.lr_scale=0: a predictor that never learns cannot know the expectation (SimSiam Table 1b).",
-        "predictor.lr_scale=1.",
+        lambda r: mlp(r) is not None and not (mlp(r).trainable and mlp(r).lr_scale),
+        "the predictor never learns (predictor.trainable=false or lr_scale=0) and cannot know the expectation (BYOL Table 21: 0.01 %; in "
+        "SimSiam's Table 1b the loss stays high instead).",
+        "predictor.trainable=true predictor.lr_scale=1.",
     ),
     *(replace(cause, of=CONSTANT, fits=_and_targets_alone(cause.fits)) for cause in OF_TARGETS),
     Cause(
         (*CONSTANT, *TARGETS),
-        _still,
+        still,
         "the teacher stays at random (teacher.tau.base=1, or momentum=1), and there is little to learn from it (BYOL Table 5a: 18.8 %).",
         "teacher.tau.base=0.99.",
     ),
     Cause(
         (*CONSTANT, *TARGETS),
-        lambda r: _tau(r) < HASTY,
+        lambda r: tau(r) < HASTY,
         "the teacher is hasty: teacher.tau.base below 0.9 is the student of a few steps ago (BYOL Table 5a: 68.4 % at 0.9, 0.3 % at 0).",
         "teacher.tau.base=0.99.",
     ),
     Cause(
         CONSTANT,
-        lambda r: _is_own_teacher(r) and r.predictor is not None and _of_vectors(r),
+        lambda r: is_own_teacher(r) and mlp(r) is not None and of_vectors(r),
         "the student is its own teacher, and without a target network the predictor must be near its optimum (BYOL Table 21).",
+        "teacher=ema, or predictor.lr_scale=10.",
+    ),
+    Cause(
+        CONSTANT,
+        lambda r: is_own_teacher(r) and r.predictor is not None and of_vectors(r),
+        "the student is its own teacher, and a predictor that is solved for its outputs follows them as they shrink (in BYOL Sec. 5 it "
+        "reached 52.5 %).",
         "teacher=ema, or predictor=mlp with predictor.lr_scale=10.",
     ),
     Cause(
         (*CONSTANT, *TARGETS),
-        _fast,
+        fast,
         "lr is more than ten times that of any paper here with this optimiser.",
         "Lower lr (selfdistill show METHOD has the paper's).",
     ),
@@ -234,7 +187,7 @@ CAUSES = (
     ),
     Cause(
         ("dominated-target",),
-        lambda r: _centre(r) > 0,
+        lambda r: centre(r) > 0,
         "centring is there, and does not keep up with the outputs.",
         "A smaller terms.views.loss.target.momentum, a higher target temperature, or lower lr.",
     ),
@@ -253,7 +206,7 @@ CAUSES = (
     ),
     Cause(
         CONSTANT,
-        lambda r: any(loss.kind in ("nt-xent", "info-nce") for loss in _losses(r)),
+        lambda r: any(loss.kind in ("nt-xent", "info-nce") for loss in losses(r)),
         "negatives are there, and do not hold the outputs apart.",
         "More of them (batch_size, or a longer queue), a lower loss.temperature, or lower lr.",
     ),
@@ -265,7 +218,7 @@ CAUSES = (
     ),
     Cause(
         CONSTANT,
-        lambda r: getattr(r.projector, "bn", "") == "none" and _of_vectors(r),
+        lambda r: getattr(r.projector, "bn", "") == "none" and of_vectors(r),
         "projector.bn=none: without BatchNorm in the heads SimSiam learns little (Table 3a: 34.6 % for 68.1 %).",
         "projector.bn=all, or lower lr.",
     ),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from selfdistill.diagnose.causes import State, cause_of, over_classes
+from selfdistill.diagnose.causes import State, cause_of
+from selfdistill.diagnose.ingredients import over_classes
 from selfdistill.diagnose.metrics import LIVE
 from selfdistill.recipe import Recipe
 
