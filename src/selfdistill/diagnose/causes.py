@@ -120,7 +120,7 @@ CAUSES = (
         CONSTANT,
         lambda r: not r.stop_gradient and lacks_predictor(r),
         "stop_gradient=false and predictor=none: a plain Siamese network, which either of the two alone does not save (SimSiam Sec. 4.2).",
-        "stop_gradient=true with predictor=mlp.",
+        "stop_gradient=true predictor=mlp.",
     ),
     Cause(
         (*CONSTANT, *TARGETS),
