@@ -33,9 +33,9 @@ EDITS: dict[str, Edit] = {
     "multi-crop": Edit("views.locals=none", "no local crops; the global ones keep their scale", "DINO Table 7, SwAV"),
     "consistency": Edit("terms.consistency.weight={base: 0}", "labels alone: the supervised baseline", "Mean Teacher Table 2"),
     "output-bn": Edit("projector.bn=hidden", "no BatchNorm at the projector's output", "SimSiam Table 3b", of=("all",)),
-    "projector-bn": Edit("projector.bn=none", "no BatchNorm in the projector", "SimSiam Table 3a"),
-    "predictor-bn": Edit("predictor.bn=none", "no BatchNorm in the predictor", "SimSiam Table 3a"),
-    "projector": Edit("projector=none", "the loss works on the backbone's features", "SimCLR Sec. 4.2, BYOL Table 14"),
+    "projector-bn": Edit("projector.bn=none", "no BatchNorm in the projector", "SimSiam Table 3a (both heads)"),
+    "predictor-bn": Edit("predictor.bn=none", "no BatchNorm in the predictor", "SimSiam Table 3a (both heads)"),
+    "projector": Edit("projector=none", "the loss works on the backbone's features", "SimCLR Sec. 4.2"),
 }
 
 
