@@ -2,14 +2,31 @@
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 import yaml
 from PIL import Image
 
 from selfdistill import api
 from selfdistill.errors import Misuse
+from selfdistill.train.faults import Stopped
 from tests.conftest import TINY, TINY_OF
 
 FAST = [f"{k}={v}" for k, v in TINY.items()]
+
+
+@pytest.mark.parametrize(("error", "code"), [(api.Interrupted(15, "saved"), 143), (Stopped("collapsed"), 1)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_processes_that_end_alike_the_first_says_it(command, monkeypatch, error, code, rank):
+    """Fabric kills the process that started the others when one of them ends with a code: it may be writing yet."""
+
+    def end(*args, **named):
+        raise error
+
+    monkeypatch.setattr(api, "pretrain", end)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    found, _, said = command("pretrain", "simsiam")
+    assert (found, str(error) in said) == ((0, False) if rank else (code, True))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A method, a loss, an ingredient of one's own, in one file outside the package."""
 
+import pickle
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import yaml
 import selfdistill as sd
 from selfdistill import own, settings
 from selfdistill.ablate import cells
+from selfdistill.data.images import Files
+from selfdistill.data.loader import _Crops
 from selfdistill.diagnose.causes import State, cause_of
 from selfdistill.parts.loss import LOSSES, MSE
 from selfdistill.parts.schedule import Schedule
@@ -29,6 +32,33 @@ sd.losses["mine"] = distance
 LOSS = ["terms.views.loss=own", "terms.views.loss.name=mine", "terms.views.loss.options={scale: 2.0}"]
 MINE = sd.METHODS["simsiam"].edit(["method=mine", *LOSS])
 """
+
+
+def test_two_files_of_one_name_are_two_modules_and_workers_need_neither(tmp_path):
+    """Annotations that are words are looked up in the module that wrote them."""
+    spec = """
+from __future__ import annotations
+from typing import Literal
+import selfdistill as sd
+
+@sd.ingredient("optimizer")
+class Mine(sd.Spec):
+    kind: Literal["twin"] = "twin"
+    amount: float = 1.0
+
+    def build(self, groups):
+        raise NotImplementedError
+"""
+    for folder, text in (("one", spec), ("two", "")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(text)
+        own.use(tmp_path / folder / "mine.py")
+    recipe = sd.METHODS["simsiam"].edit(["optimizer=twin", "optimizer.amount=0.25"])
+    assert recipe.optimizer.amount == 0.25
+    assert b"selfdistill_own" in pickle.dumps(recipe)
+    # Where processes are not forked, what a worker gets must be importable there.
+    assert b"selfdistill_own" not in pickle.dumps(_Crops(Files([tmp_path / "a.png"]), recipe))
+    del own.OWN["optimizer"]["twin"]
 
 
 @pytest.fixture

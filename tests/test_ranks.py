@@ -1,9 +1,11 @@
 """Two processes train as one does on their batches together: losses, gradients, and what is global over ranks."""
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from hypothesis import assume, given, settings
@@ -108,6 +110,34 @@ def test_ranks_train_as_one_process_with_their_batches_together(of_ranks, varian
     for _, its_grads, its_state in by_rank:
         agree(its_grads, grads)
         agree(its_state, state)
+
+
+def wait_long(rank: int, folder: Path) -> None:
+    """The first has more to do than the group would wait for."""
+    meeting = f"file://{folder}/meeting-point"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS, timeout=timedelta(seconds=2))
+    with collective.all_wait():
+        if rank == 0:
+            time.sleep(5)
+            (folder / "done").touch()
+    (folder / f"{rank} saw {(folder / 'done').exists()}").touch()
+
+
+def test_the_last_measurement_may_take_longer_than_a_barrier_lasts(tmp_path):
+    torch.multiprocessing.spawn(wait_long, args=(tmp_path,), nprocs=RANKS)
+    assert {"0 saw True", "1 saw True"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_a_network_with_synchronised_batchnorm_is_the_same_network():
+    """timm's BatchNorm holds the activation too, which PyTorch's own conversion leaves out."""
+    net = timm.create_model("mobilenetv3_small_050", num_classes=0).eval()
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, keys = net(x), list(net.state_dict())
+        made = collective.synchronised(net)
+        torch.testing.assert_close(made(x), before)
+    assert list(made.state_dict()) == keys
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in made.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 @pytest.mark.parametrize(("variant", "buffer"), REMEMBERED.items())

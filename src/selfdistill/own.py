@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
+from zlib import crc32
 
 from pydantic import Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import core_schema
@@ -62,7 +64,7 @@ def ingredient(slot: str) -> Callable[[S], S]:
 def use(file: str | Path) -> ModuleType:
     """Runs a Python file of the user's own, whose ingredients, losses and methods are then there. Raises `Misuse`."""
     path = Path(file).resolve()
-    name = f"selfdistill_own_{path.stem}"
+    name = f"selfdistill_own_{path.stem}_{crc32(os.fsencode(path)):x}"  # two files of one name in two folders are two modules
     found = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
     if found is None or found.loader is None:
         raise Misuse(f"--use {file}: not a .py file")

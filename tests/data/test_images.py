@@ -12,10 +12,17 @@ import torch
 from PIL import Image
 
 from selfdistill.data import BadImage, Files, Pixels, inspect, printable, read_image
+from selfdistill.data.images import spread
 from selfdistill.data.reading import open_photo
 from selfdistill.errors import Misuse
 
 HEIGHT, WIDTH = 12, 20
+
+
+def test_images_spread_over_a_set_are_in_it():
+    """In fp32 the last of more than 2^24 places is one too many."""
+    many = Pixels(torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(2**24 + 4, 1, 1, 1))
+    assert len(spread(many, 1000)) == 1000
 
 
 def rgb() -> Image.Image:

@@ -257,3 +257,35 @@ def test_one_process_takes_no_connections(tiny_source, tmp_path):
     assert listening(made.pid) == []
     made.kill()
     made.join()
+
+
+def test_a_row_of_bad_steps_is_counted_through_a_resume(tiny_source, tmp_path, poisoned, monkeypatch):
+    """Three in a row are the network's state, and are probed: also where the run was killed between the second and the third."""
+    monkeypatch.setitem(globals(), "BAD", (4, 5, 6))
+    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
+    written, write = {}, checkpoint.write_whole
+
+    def recorded(path, content):
+        written[torch.load(io.BytesIO(content), weights_only=True)["step"]] = bytes(content)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_whole", recorded)
+    run = sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", **{**TINY, "epochs": 3, "probe_every": 1})
+    assert next(row["verdict"] for row in run.metrics if row["step"] == 6) == "diverged"
+    whole = state_of(run)
+    run.checkpoint.write_bytes(written[5])
+    assert same(whole, state_of(sd.pretrain("byol", data=tiny_source, out=run.path, resume=True)))
+
+
+def test_what_was_measured_before_a_run_went_on_is_of_it_no_more(tiny_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
+    first, write = [], checkpoint.write_whole
+    monkeypatch.setattr(checkpoint, "write_whole", lambda path, content: (first.append(bytes(content)), write(path, content)))
+    run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", workers=1, **TINY)
+    sd.measure(run, "knn")
+    sd.diagnosis_of(run)
+    assert {"evaluation.json", "diagnosis.json"} <= {p.name for p in run.path.iterdir()}
+    run.checkpoint.write_bytes(first[0])
+    resumed = sd.pretrain("simsiam", data=tiny_source, out=run.path, resume=True, workers=0)
+    assert resumed.recipe.workers == 0
+    assert not {"evaluation.json", "diagnosis.json"} & {p.name for p in run.path.iterdir()}

@@ -218,6 +218,19 @@ def test_a_module_of_the_users_own(tiny_source, tmp_path):
         sd.load(run.path).backbone  # noqa: B018
 
 
+def test_no_figure_of_a_module_of_the_users_own_is_of_other_weights(tiny_source, tmp_path):
+    """The run measures copies: its backbone is the teacher, and neither is changed by a look at the student; the user's trains on."""
+    net = nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12))
+    tiny = {k: v for k, v in TINY_OF["mean-teacher"].items() if not k.startswith("encoder")}
+    run = sd.pretrain("mean-teacher", data=tiny_source, encoder=net, out=tmp_path / "run", **tiny)
+    assert run.summary["error_student"] == run.metrics[-1]["error_student"]
+    before = run.embed(tiny_source.test.pixels)
+    assert not before.is_inference()  # one may train on it
+    sd.diagnosis_of(run)
+    assert torch.equal(run.embed(tiny_source.test.pixels), before)
+    assert net.training
+
+
 def test_images_of_ones_own_are_passed_again_and_no_others_are_taken_for_them(tiny_source, tmp_path, monkeypatch):
     """A run of a set that is called like a built-in one, or like a folder beside it, does not open that."""
     monkeypatch.chdir(tmp_path)

@@ -39,6 +39,7 @@ def pretrain(
     from torch import distributed
 
     from selfdistill import api
+    from selfdistill.train.faults import Stopped
 
     settings = settings or []
     if method and "=" in method:
@@ -61,8 +62,12 @@ def pretrain(
         raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill pretrain simsiam data=digits")
     try:
         run = api.pretrain(recipe, *settings, without=without or [], out=out, resume=resume, profile=profile)
-    except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"
-        raise typer.Exit(said(e, 128 + e.signum)) from e
+    except (api.Interrupted, Stopped) as e:
+        if distributed.is_initialized() and distributed.get_rank():
+            raise typer.Exit(0) from e  # the first says it; Fabric kills that one where another ends with a code
+        if isinstance(e, api.Interrupted):  # here, because click turns every KeyboardInterrupt into "Aborted!"
+            raise typer.Exit(said(e, 128 + e.signum)) from e
+        raise
     except KeyboardInterrupt as e:  # before the first step or after the last: what there is to save is saved
         raise typer.Exit(said(KeyboardInterrupt("interrupted; --out DIR --resume goes on with a run that had begun"), 128 + SIGINT)) from e
     if not distributed.is_initialized() or distributed.get_rank() == 0:  # of all nodes' processes one

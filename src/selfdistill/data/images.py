@@ -100,7 +100,7 @@ Images: TypeAlias = Pixels | Encoded
 
 def spread(images: Images, n: int) -> Images:
     """n of the images, spread evenly: many sets are sorted by class."""
-    return images if len(images) <= n else images.pick(torch.linspace(0, len(images) - 1, n).round().long())
+    return images if len(images) <= n else images.pick(torch.linspace(0, len(images) - 1, n, dtype=torch.float64).round().long())
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,7 +117,7 @@ class _Crops(Dataset[Any]):
     bilinear), to a grey level."""
 
     def __init__(self, images: Encoded, recipe: Recipe):
-        self.images, self.recipe = images, recipe
+        self.images, self.seed = images, recipe.seed  # not the recipe: a worker need not know a class of the user's own that it names
         self.sizes = recipe.views.of_each_size(recipe.global_views)
 
     def __getitems__(self, keys: list[Key]) -> tuple[int, Tensor, list[Tensor], Bad]:
@@ -149,7 +149,7 @@ class _Crops(Dataset[Any]):
         places = [place for place, found in sides.items() if found]
         ids, (height, width) = index[places], torch.tensor([sides[place] for place in places]).view(-1, 2).unbind(1)
         boxes = [
-            torch.stack([crop_boxes(draws(self.recipe.seed, epoch, ids, v)[:, :DRAWS], height, width, how) for v, _, how in views], 1)
+            torch.stack([crop_boxes(draws(self.seed, epoch, ids, v)[:, :DRAWS], height, width, how) for v, _, how in views], 1)
             for views in self.sizes
         ]  # [b, V, 4] for each size
         needs = [views[0][1] / of[..., 2:].amin((1, 2)) for views, of in zip(self.sizes, boxes, strict=True)]  # [b] for each size

@@ -169,8 +169,8 @@ CAUSES = (
     Cause(
         CONSTANT,
         lambda r: is_own_teacher(r) and r.predictor is not None and of_vectors(r),
-        "the student is its own teacher, and a predictor that is solved for its outputs follows them as they shrink (BYOL Sec. 5 has 52.5 % "
-        "for it, Tian et al. Table 1 half of an SGD one's).",
+        "the student is its own teacher, and a predictor that is solved for its outputs follows them as they shrink (BYOL Sec. 5 has "
+        "52.5 % for it, Tian et al. Table 1 half of an SGD one's).",
         "teacher=ema, or predictor=mlp with predictor.lr_scale=10.",
     ),
     Cause(

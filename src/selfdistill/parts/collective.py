@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+M = TypeVar("M", bound=nn.Module)
 _alone = False
 
 
@@ -27,6 +31,22 @@ def ranks() -> tuple[int, int]:
     if not _alone and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def all_wait() -> Iterator[None]:
+    """All ranks wait until the last one comes out, for days if need be: the default group gives its barrier half an hour."""
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=100)) if ranks()[1] > 1 else None
+    yield
+    if group:
+        dist.barrier(group)
+        dist.destroy_process_group(group)
+
+
+def synchronised(module: M) -> M:
+    """With BatchNorm over all ranks' batch. timm's conversion: in PyTorch's own a BatchNorm of timm's loses its activation."""
+    made: M = convert_sync_batchnorm(module)
+    return made
 
 
 def gather(x: Tensor) -> Tensor:

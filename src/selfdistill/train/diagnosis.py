@@ -20,7 +20,7 @@ from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.recipe import Recipe
-from selfdistill.train.run import Run, features_of
+from selfdistill.train.run import DIAGNOSIS, Run, features_of
 from selfdistill.train.trained import SEED, predictor_gap, siamese_of
 from selfdistill.views.augment import views_of_pixels
 from selfdistill.views.draw import permutation
@@ -73,7 +73,7 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     if (verdict := given_up(run)) is not None:
         bad = next((row for row in run.metrics if row["step"] and row.get("loss") is None), None)
         found = Diagnosis(verdict.state, str(verdict), {}, bad and {key: bad[key] for key in ("step", "epoch")})
-        write_whole(run.path / "diagnosis.json", found.to_json())
+        write_whole(run.path / DIAGNOSIS, found.to_json())
         return found
     began = since(run.metrics)
     if began is None:
@@ -91,7 +91,7 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
         {key: began[key] for key in ("step", "epoch")},
         gap,
     )
-    write_whole(run.path / "diagnosis.json", found.to_json())
+    write_whole(run.path / DIAGNOSIS, found.to_json())
     return found
 
 

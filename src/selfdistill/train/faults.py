@@ -34,6 +34,10 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+class Stopped(Failure):
+    """A run ends before its time, and all of its processes come to that by themselves."""
+
+
 class Guard:
     """Passes over a step whose loss or gradient is not finite: nothing of it stays but its number and its images.
 
@@ -59,7 +63,7 @@ class Guard:
     def passes(self, step: int, loss: Tensor, fabric: Fabric, came: list[int]) -> bool:
         """Whether the step may be made; if not, the model is as it was before. step: its number, from 1 as in metrics.jsonl.
 
-        `norm` is then that of all gradients together, `signum` the signal that came to any rank, 0 for none. Raises `Failure` at one
+        `norm` is then that of all gradients together, `signum` the signal that came to any rank, 0 for none. Raises `Stopped` at one
         bad step too many.
         """
         self.norm = nn.utils.get_total_norm([p.grad for p in self.siamese.parameters() if p.grad is not None])
@@ -86,7 +90,7 @@ class Guard:
             found = {"loss": str(loss), "gradient_norm": str(norm)}  # JSON has no nan
             write_whole(file, json.dumps({"step": step, **found, "images": ids}) + "\n")
         if len(self.bad) > self.recipe.max_bad_steps:
-            raise Failure(
+            raise Stopped(
                 f"step {step}: loss {loss}, gradient norm {norm}: {len(self.bad)} steps were not finite, and max_bad_steps="
                 f"{self.recipe.max_bad_steps}. {file} names the step's images; the last checkpoint is from before. "
                 "Lower lr, add a warm-up (lr.warmup=10) or clip gradients (clip={norm: 3})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.data.sources import OWN
 from selfdistill.disk import object_of, write_whole
-from selfdistill.errors import Failure, Misuse
+from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
+from selfdistill.parts.collective import all_wait, synchronised
 from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
@@ -28,14 +30,14 @@ from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.allocator import keep_freed_memory
 from selfdistill.train.clock import Clock
-from selfdistill.train.faults import Guard, Interrupted, all_present, signals
+from selfdistill.train.faults import Guard, Interrupted, Stopped, all_present, signals
 from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal
 from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import Run, labelled, make_folder, new_folder
+from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, new_folder
 from selfdistill.views.draw import mix
 
 
@@ -52,7 +54,7 @@ def pretrain(
 
     out: the run folder; a new one under runs/ if none. resume: go on from its checkpoint. encoder: a module of the user's own.
     profile: say at the end where the time went (train/profile.py). Raises `Misuse` before anything is written, `Failure` when a disk
-    fails or, once all is written, when on_collapse=stop ended the run, `Interrupted` once a signal's checkpoint is written.
+    fails, `Stopped` when on_collapse=stop ended the run, once all is written, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not Apple's, which has no float64 to draw a crop's corner in
@@ -71,7 +73,7 @@ def pretrain(
         console.print(said, soft_wrap=True, highlight=False, markup=False)
     siamese = Siamese(recipe, len(source.train), given).to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        siamese = nn.SyncBatchNorm.convert_sync_batchnorm(siamese)  # statistics of the whole batch, as all the papers have them
+        siamese = synchronised(siamese)  # statistics of the whole batch, as all the papers have them
     if recipe.compile == "on":
         for network in siamese.networks.values():
             network.backbone.compile()
@@ -88,11 +90,13 @@ def pretrain(
         fabric.barrier()
     assert out is not None
     run = Run(out, encoder, source)
+    run.recipe = recipe  # a resume may have changed what it may, as workers
     how = shlex.join(["selfdistill", "pretrain", recipe.method, *own.flags(), "--out", str(out), "--resume"])
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
     if fabric.is_global_zero and start < total:
-        (out / "summary.json").unlink(missing_ok=True)  # of a run that a collapse had ended, and that goes on
+        for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS):  # of a run that a collapse had ended, and that goes on
+            (out / of_the_end).unlink(missing_ok=True)
     guard = Guard(siamese, recipe, source.train, out, passed_over)
 
     def bad(path: Path, reason: str) -> None:
@@ -104,7 +108,8 @@ def pretrain(
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
     monitor = watch = None
     if fabric.is_global_zero:
-        monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock)
+        refused = next(n for n in count() if start - n not in passed_over)
+        monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
         watch = Profile(out, siamese, recipe, clock) if profile else None
     ends = False
     try:
@@ -159,15 +164,14 @@ def pretrain(
     finally:
         if monitor:
             monitor.journal.close()
-    if monitor:
-        _finish(run, siamese, monitor.journal)
-    with all_present(fabric, how):
-        fabric.barrier()
+    with all_present(fabric, how), all_wait():
+        if monitor:
+            _finish(run, siamese, monitor.journal)
     del meeting  # not before: the processes talk through it
     if watch and watch.steps:  # none where nothing was left to do
         console.print(watch.finish(), soft_wrap=True, highlight=False)
     if ends:
-        raise Failure(
+        raise Stopped(
             f"stopped at epoch {after.epoch:.0f} of {recipe.epochs} (on_collapse=stop). {run.summary['because']} What there is: {out}"
         )
     return run

@@ -38,7 +38,8 @@ class Monitor:
     """Writes a line every `log_every` steps; at probes adds kNN and a linear probe on held-out images, where there are labels, the
     collapse metrics of the step just made, and the verdict, which is said aloud when it turns."""
 
-    def __init__(self, recipe: Recipe, source: Source, journal: Journal, clock: Clock):
+    def __init__(self, recipe: Recipe, source: Source, journal: Journal, clock: Clock, refused: int = 0):
+        """refused: steps in a row, up to now, that were not finite."""
         self.recipe, self.journal, self.clock = recipe, journal, clock
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
@@ -56,10 +57,11 @@ class Monitor:
         began = since(journal.probes) or {"verdict": "healthy", "step": 0, "epoch": 0.0}  # of a run that goes on, as it was
         self.state = began["verdict"]
         self.held = sum(row["step"] >= began["step"] for row in journal.probes)
-        self.turned, self.lasted = float(began["epoch"]), 0.0  # epochs
+        self.turned = float(began["epoch"])
+        self.lasted = journal.last.get("epoch", 0.0) - self.turned
         self.seconds = journal.last.get("wall_seconds", 0.0)
         self.started = self.logged = time.perf_counter()
-        self.steps = self.refused = 0
+        self.steps, self.refused = 0, refused
 
     @property
     def ends(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import platform
@@ -31,8 +32,8 @@ from selfdistill.recipe import FORMAT, Recipe
 from selfdistill.settings import yaml_of
 from selfdistill.train.weights import fill, tensors
 
-EVALUATION = "evaluation.json"
-"""of a run folder: what protocols found"""
+EVALUATION, DIAGNOSIS = "evaluation.json", "diagnosis.json"
+"""of a run folder: what protocols found, and what `diagnose` did"""
 
 
 class Measured(BaseModel):
@@ -119,7 +120,8 @@ class Run:
     def _untrained(self) -> Backbone:
         """The encoder as the run's seed initialised it; a module of the user's own is as it is."""
         if self.own_encoder is not None:
-            return Backbone(self.own_encoder, self.recipe.encoder.channels, self.recipe.views.size)
+            own = copy.deepcopy(self.own_encoder)  # the user's goes on as they left it
+            return Backbone(own, self.recipe.encoder.channels, self.recipe.views.size)
         return untrained(self.recipe)
 
     def embed(self, images: Tensor | Sequence[Path] | str | Path | Source) -> Tensor:

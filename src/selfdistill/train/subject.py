@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -122,7 +123,7 @@ def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source 
         raise Misuse(f"{settings[0]}: {what} is a run, whose settings stand in its recipe.yaml; --to DATA takes it to other images")
     run = run_of(what)
     source = run.source if data is None else _fitting(data, run.recipe)
-    backbone = run.backbone if run is what else _placed(run.backbone)
+    backbone = _placed(copy.deepcopy(run.backbone) if run is what else run.backbone)  # a run of the caller's keeps its own where it is
     return Subject(str(run.path), backbone, run.recipe, source, run, None if data is None else _name(data))
 
 

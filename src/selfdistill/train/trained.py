@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def siamese_of(run: Run) -> Siamese:
     """Student, predictor and teacher as the run left them, in eval mode. Raises `Misuse` where there is no checkpoint."""
     if not run.checkpoint.exists():
         raise Misuse(f"{run.path}: no {run.checkpoint.name}: the run has not come so far; --resume continues it")
-    siamese = Siamese(run.recipe, len(run.source.train), run.own_encoder)
+    siamese = Siamese(run.recipe, len(run.source.train), copy.deepcopy(run.own_encoder))
     fill(siamese, read(run.checkpoint, torch.device("cpu")).get("model"), run.checkpoint)
     return siamese.eval()
 
