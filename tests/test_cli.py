@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 
 from selfdistill import api
+from selfdistill.cli.app import console
 from selfdistill.errors import Misuse
 from selfdistill.train.faults import Stopped
 from tests.conftest import TINY, TINY_OF
@@ -86,6 +87,11 @@ MISUSE = [
     (["--out", "/proc/nowhere/run"], ["/proc/nowhere/run"]),
     (["teacher=ema", "stop_gradient=false"], ["stop_gradient", "ema", "weights of its own"]),
     (["encoder.channels=3"], ["encoder.channels=3", "digits"]),
+    (["method=byol"], ["method=byol", "simsiam"]),
+    (["epochs=true"], ["epochs=True", "no numbers"]),
+    (["projector.hidden=[true]"], ["projector.hidden=[True]", "no numbers"]),
+    (["projector.out=99999999999999999999999"], ["projector.out=99999999999999999999999", "2147483647"]),
+    (["workers=5000"], ["workers=5000", "256"]),
 ]
 
 
@@ -98,6 +104,18 @@ def test_misuse_is_one_message_with_exit_code_2_and_leaves_nothing(run, tmp_path
     for word in said:
         assert word in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resume_of_nothing_and_a_method_by_another_name(run):
+    code, _, err = run("pretrain", "--resume")
+    assert (code, "name it with --out" in err) == (2, True)
+    code, _, err = run("show", "simsiam", "method=byol")
+    assert (code, "method=byol" in err) == (2, True)
+
+
+def test_names_of_files_are_printed_as_they_are(capsys):
+    console.print("[b]:100:.png")
+    assert capsys.readouterr().out == "[b]:100:.png\n"
 
 
 @pytest.mark.parametrize("words", [["pretrain", "simsaim"], ["show", "simsaim"], ["diff", "simsaim", "byol"], ["pretrain"]])

@@ -68,9 +68,22 @@ __all__ = [
 ]
 
 
-def recipe_of(name: str | Path) -> Recipe:
-    """A recipe by a method's name, a YAML file, a run folder, or a .py file that defines one, whose code is run. Raises `Misuse` for
-    anything else."""
+def recipe_of(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by a method's name, a YAML file, a run folder, or a .py file that defines one, whose code is run; with `settings`,
+    "key=value". Raises `Misuse` for anything else."""
+    found = _recipe_of(name)
+    _check_method(found, settings)
+    return found.edit(settings)
+
+
+def _check_method(recipe: Recipe, settings: Sequence[str]) -> None:
+    """Raises `Misuse` for a setting that would only rename the method: its parts would be those of the recipe."""
+    for word in settings:
+        if word.startswith("method=") and word != f"method={recipe.method}":
+            raise Misuse(f"{word}: the method here is {recipe.method}; name another in its place: {word.removeprefix('method=')}")
+
+
+def _recipe_of(name: str | Path) -> Recipe:
     path, name = Path(name), str(name)
     if name in METHODS:
         return METHODS[name]
@@ -112,7 +125,8 @@ def pretrain(
     where the time went.
     Raises `Misuse` for what cannot be done, before anything is written.
     """
-    console = console or Console(markup=False, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)  # of several processes one speaks
+    speaks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # one of several processes
+    console = console or Console(markup=False, emoji=False, quiet=not speaks)
     images = None if data is None else given(data)
     source = images if isinstance(images, Source) else None
     without = [without] if isinstance(without, str) else without
@@ -122,6 +136,7 @@ def pretrain(
         asked.append(f"encoder=python:{type(module).__name__}" if module else f"encoder={encoder}")
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     base = method if isinstance(method, Recipe) else recipe_of(method)
+    _check_method(base, asked)
     if resume:
         run = _resumable(out, asked, without, module, source)
         if base.method != run.recipe.method:

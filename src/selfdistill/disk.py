@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from selfdistill.errors import Failure, Misuse
@@ -27,14 +28,19 @@ def beside(path: Path) -> Iterator[Path]:
         remove(part)
 
 
-def check_place(path: Path | None, option: str) -> None:
-    """Raises `Misuse` where no file can come to be, if one is asked for: before the work that it is for. option: the user's word for it."""
+def check_place(path: Path | None, option: str, endings: Sequence[str] = (), others: Iterable[Path] = ()) -> None:
+    """Raises `Misuse` where no file may come to be, if one is asked for: before the work that it is for. option: the user's word for it.
+    endings: of which it has one. others: files that it must not replace."""
     if path is None:
         return
     if path.is_dir():
         raise Misuse(f"{option} {path}: is a folder: name a file in it")
     if not path.parent.is_dir():
         raise Misuse(f"{option} {path}: there is no folder {path.parent}")
+    if endings and path.suffix.lower() not in endings:
+        raise Misuse(f"{option} {path}: the ending decides the format: {' or '.join(endings)}")
+    if path.resolve() in {other.resolve() for other in others}:
+        raise Misuse(f"{option} {path}: is the name of another file of this command: choose a new one")
 
 
 @contextmanager
@@ -65,6 +71,18 @@ def whole_folder(out: Path) -> Iterator[Path]:
             with suppress(OSError):  # not empty: another command's, which went well
                 folder.rmdir()
         raise
+
+
+def taken(folder: Path) -> FileLock:
+    """A lock on a folder, for one process to write in it until it is released or the process ends. Raises `Misuse` where another has it."""
+    lock = FileLock(folder / ".lock", is_singleton=True)  # a second one of this process is the same: a notebook's cell that failed
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise Misuse(f"{folder}: another process writes there now: wait for its end, or stop it") from e
+    except NotImplementedError:  # a disk that knows no locks
+        pass
+    return lock
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
@@ -108,11 +126,14 @@ def object_of(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line, up to the first that is not whole."""
+    """The objects of a file with one a line, each with its step and epoch, up to the first that is not whole."""
     rows = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not (isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ("step", "epoch"))):
+            break
+        rows.append(row)
     return rows

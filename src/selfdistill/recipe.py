@@ -113,7 +113,7 @@ class Recipe(Spec):
     """torch.compile of the backbone; auto: on a GPU, where the run is long enough to repay it (train/resolve.py)"""
     devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """processes that train together, one for each GPU (auto: all), or on the CPU; batch_size is shared among them"""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """processes that decode images of a folder; sets held in memory need none"""
     on_collapse: Literal["warn", "stop"] = "warn"
     """say it once when the verdict turns, or also end the run: saved, with exit code 1"""

@@ -1,12 +1,43 @@
 """The base of everything that is data: frozen, validated, no field that is not declared."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+LARGEST = 2**31 - 1
+"""of a whole number in a field: more is no size, and no count"""
 
 
 class Spec(BaseModel):
     """A frozen, validated value. Raises `pydantic.ValidationError` for an unknown field or a value out of range."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, fields: Any) -> Any:
+        """Python takes true for 1, and counts without end."""
+        if not isinstance(fields, dict):
+            return fields
+        wrong: list[Any] = [
+            {"type": PydanticCustomError("no_number", "{why}", {"why": why}), "loc": (name,), "input": fields[name]}
+            for name, field in cls.model_fields.items()
+            if (why := _no_number(fields.get(name), str(field.annotation)))
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return fields
+
+
+def _no_number(value: Any, takes: str) -> str:
+    """Why a field that takes numbers takes none of these, if it does not."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(one, bool) for one in values) and not re.search(r"\b(bool|Any)\b", takes):
+        return "true and false are no numbers"
+    beyond = any(isinstance(one, int | float) and abs(one) > LARGEST for one in values)
+    return f"a whole number is {LARGEST} at most" if beyond and re.search(r"\bint\b", takes) else ""
 
 
 def kind_of(cls: type[BaseModel]) -> str:

@@ -258,6 +258,8 @@ def test_neighbours_and_duplicates_on_the_command_line(command, run, photos, tmp
     content = broken.read_bytes()
     broken.write_bytes(content[:9000] + bytes(99) + content[9099:])
 
+    twin = photos / "cats" / "twin.png"
+    there = twin.read_bytes()
     for args, said in (
         (["neighbours", run.path, "nothing.png", photos], "nothing.png: No such file"),
         (["neighbours", run.path, tmp_path / "pairs.csv", photos], "not an image"),
@@ -265,12 +267,20 @@ def test_neighbours_and_duplicates_on_the_command_line(command, run, photos, tmp
         (["duplicates", run.path, photos, "--out", "."], "--out .: is a folder"),
         (["neighbours", run.path, photos / "cats" / "01.png", photos, "--sheet", "no/a.png"], "no folder no"),
         (["neighbours", run.path, broken, photos], "broken.png"),
+        (["neighbours", run.path, twin, photos, "--sheet", twin], "another file of this command"),
+        (["neighbours", run.path, photos / "cats" / "01.png", photos, "--sheet", twin], "another file of this command"),
+        (["neighbours", run.path, twin, photos, "--sheet", "near.jpg"], ".png"),
+        (["duplicates", run.path, photos, "--sheet", twin], "another file of this command"),
+        (["duplicates", run.path, photos, "--out", "pairs.png"], ".csv"),
+        (["picture", "neighbours", run.path, twin, "--out", twin], "another file of this command"),
+        (["embed", run.path, photos, f"data={photos}"], "name one set"),
         (["embed", run.path, "data=nowhere/at/all"], "nowhere/at/all"),
         (["embed", tmp_path, photos], "not a run folder"),
     ):
         code, _, err = command(*args)
         assert code == 2
         assert said in err
+    assert twin.read_bytes() == there
     code, out, _ = command("embed", run.path, f"data={photos}", "--out", "e [old].npy")
     assert code == 0
     assert "61 images in e [old].npy" in out

@@ -218,13 +218,18 @@ def test_the_command(run, runs, tmp_path, monkeypatch):
         code, out, _ = run("report", "other", *args)
         assert (code, out.strip()) == (0, f"report: {file}")
         assert (tmp_path / file).read_text() == f"page of {1 + (file == 'report.html')}"
-    for args, said in (([], "RUN"), (["nowhere"], "recipe.yaml"), ([runs[1].path, "--out", "."], "name a file")):
+    for args, said in (
+        ([], "RUN"),
+        (["nowhere"], "recipe.yaml"),
+        ([runs[1].path, "--out", "."], "name a file"),
+        ([runs[1].path, "--out", "mine.yaml"], ".html"),
+    ):
         code, _, err = run("report", *args)
         assert code == 2
         assert said in err.upper() if said == "RUN" else said in err
     code, _, err = run("report", runs[1].path, "--out", "no/such/x.html")
-    assert code == 1
-    assert "no/such/x.html" in err
+    assert code == 2
+    assert "there is no folder no/such" in err
 
 
 def test_pretrain_leaves_one(run, tmp_path):

@@ -154,7 +154,7 @@ def _train(files: list[Path], tree: dict[str, Any], folder: Path, measures: froz
             os.dup2(log.fileno(), stream)
         try:
             if not c.done:
-                _measure(_trained(c, Console(file=log, width=200, markup=False)), c.measures)
+                _measure(_trained(c, Console(file=log, width=200, markup=False, emoji=False)), c.measures)
         except faults.Interrupted as e:
             print(e, file=log)
             sys.exit(128 + e.signum)

@@ -43,7 +43,7 @@ class App(typer.Typer):
 
 
 app = App(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console(markup=False)  # names of files may have brackets
+console = Console(markup=False, emoji=False)  # names of files may have brackets and colons
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any field of the recipe, e.g. epochs=20")]
 

@@ -58,7 +58,7 @@ def show(
     """Print a recipe: the paper's pseudocode and every field, with KEY=VALUE applied."""
     from selfdistill import api
 
-    recipe = api.recipe_of(method).edit(settings or [])
+    recipe = api.recipe_of(method, settings or [])
     module = sys.modules.get(f"selfdistill.methods.{recipe.method.replace('-', '_')}")
     if module and module.__doc__:
         print("".join(f"# {line}".rstrip() + "\n" for line in module.__doc__.splitlines()))

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from selfdistill.cli.app import Settings, app, console
-from selfdistill.errors import Misuse
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -29,7 +28,7 @@ def picture(
     from selfdistill.report.style import save, writable
 
     run = next((p for p in paths if not p.is_file()), Path())
-    out = writable(out or run / f"{what}.png")
+    out = writable(out, [p for p in paths if p.is_file()]) if out else run / f"{what}.png"
     save(api.picture(what, *paths, size=size), out)
     console.print(f"{what}: {out}", soft_wrap=True)
 
@@ -57,17 +56,16 @@ def draw(
     """Draw a method as a picture, from its recipe: selfdistill draw byol --without momentum-teacher --out byol.svg."""
     from selfdistill import api
     from selfdistill.ablate.edits import without as edits
-    from selfdistill.disk import write_whole
+    from selfdistill.disk import check_place, write_whole
     from selfdistill.report.draw import mermaid, picture, svg
 
-    recipe = api.recipe_of(method).edit(settings or [])
+    kinds = {".svg": svg, ".mmd": mermaid}
+    check_place(out, "--out", list(kinds))
+    recipe = api.recipe_of(method, settings or [])
     recipe = recipe.edit(edits(recipe, without or []))
     made = picture(recipe, " ".join([recipe.method, *(settings or []), *(f"without {name}" for name in without or [])]))
-    kinds = {".svg": svg, ".mmd": mermaid}
     if out is None:
         print(mermaid(made), end="")
         return
-    if out.suffix not in kinds:
-        raise Misuse(f"--out {out}: the ending decides the format: {' or '.join(kinds)}")
-    write_whole(out, kinds[out.suffix](made))
+    write_whole(out, kinds[out.suffix.lower()](made))
     console.print(f"{out}", soft_wrap=True)

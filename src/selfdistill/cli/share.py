@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from selfdistill.cli.app import Settings, app, console
+from selfdistill.errors import Misuse
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -106,6 +107,9 @@ def _said(sentence: str) -> None:
 
 
 def _images(words: list[str]) -> tuple[str, list[str]]:
-    """(data, the other settings)"""
-    data = next((word for word in words if word.startswith("data=")), words[0])
+    """(data, the other settings). Raises `Misuse` where there are two sets."""
+    named = [word for word in words if word.startswith("data=")]
+    data, *more = [*named, *(word for word in words if "=" not in word)] or words[:1]
+    if more:
+        raise Misuse(f"{more[0]}: the images are those of {data.removeprefix('data=')} already: name one set")
     return data.removeprefix("data="), [word for word in words if word is not data]

@@ -56,6 +56,8 @@ def pretrain(
         recipe = api.load(out).recipe
         if method not in (None, recipe.method):
             raise Misuse(f"METHOD {method} with --resume of {out}, a run of {recipe.method}: leave the method out")
+    elif resume:
+        raise Misuse("--resume continues a run folder: name it with --out")
     elif method:
         recipe = api.recipe_of(method)
     else:

@@ -54,8 +54,8 @@ def neighbours(
         read_image(image)
     except BadImage as e:
         raise Misuse(f"{e}: name a file that is an image") from e
-    check_place(sheet, "--sheet")
     source, asked = subject.source, Source(image.name, Files([image]))
+    check_place(sheet, "--sheet", [".png"], [image, *_files(source, sheet)])
     query = subject.features(subject.on(asked).source.train)[0]
     cosines, places = nearest(query, (h for _, h in embedded(subject, say)), k)
     found = [Found(_path(source, i), cosine) for i, cosine in zip(places.tolist(), cosines.tolist(), strict=True)]
@@ -76,9 +76,9 @@ def duplicates(
     the 18 most alike. All features are in memory, 4 F bytes an image. `say` is told what is unreadable. Raises `Misuse`."""
     if not -1 <= threshold <= 1:
         raise Misuse(f"threshold={threshold}: a cosine lies in -1..1; 0.99 is a start")
-    check_place(out, "--out")
-    check_place(sheet, "--sheet")
     source = subject.source
+    check_place(out, "--out", [".csv"], _files(source, out))
+    check_place(sheet, "--sheet", [".png"], _files(source, sheet))
     features = torch.cat([h for _, h in embedded(subject, say)])
     if len(features) < 2:
         raise Misuse(f"data={source.name}: one image is no pair")
@@ -100,6 +100,12 @@ def duplicates(
         places = [(i, c) for *both, c in rows[:18] for i in both]
         _draw(sheet, [(_picture(source, i), f"{c:.4f}\n{Path(_path(source, i)).name}") for i, c in places])
     return Pairs(pairs, len(features), mean_cosine(features[features.isfinite().all(1)]))
+
+
+def _files(source: Source, like: Path | None) -> list[Path]:
+    """The files of a source's images that have a name in common with one."""
+    parts = [part for part in (source.train, source.test) if isinstance(part, Files)]
+    return [path for part in parts for path in part.paths if like and path.name == like.name]
 
 
 def _at(source: Source, place: int) -> tuple[Images, int]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from selfdistill.data.images import printable
-from selfdistill.disk import write_whole
+from selfdistill.disk import check_place, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.report.pictures import Look, named
 from selfdistill.report.sections import SECTIONS, Block, Drawn, side_by_side, told
@@ -28,8 +28,7 @@ def write(runs: Sequence[Run], out: Path | None = None) -> Path:
     if not runs:
         raise Misuse("report of what? Name a run folder")
     out = out or (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
-    if out.is_dir():
-        raise Misuse(f"--out {out}: is a folder: name a file, {out / FILE}")
+    check_place(out, "--out", [".html", ".htm"])
     write_whole(out, html(runs))
     return out
 

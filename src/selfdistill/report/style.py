@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfdistill.disk import write_whole
-from selfdistill.errors import Misuse
+from selfdistill.disk import check_place, write_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#8C8C8C")
 """Okabe and Ito's (2008), a grey for their yellow, which is too pale on white"""
@@ -57,10 +57,9 @@ def blank(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def writable(out: Path) -> Path:
-    """Itself. Raises `Misuse` for a suffix that no picture is written as, before anything is drawn."""
-    if out.suffix.lower() not in FORMATS:
-        raise Misuse(f"--out {out}: pictures are written as {', '.join(FORMATS)}")
+def writable(out: Path, others: Iterable[Path] = ()) -> Path:
+    """Itself. Raises `Misuse` where no picture can come to be, before anything is drawn. others: files that it must not replace."""
+    check_place(out, "--out", FORMATS, others)
     return out
 
 

@@ -19,7 +19,7 @@ from selfdistill import own
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
 from selfdistill.data.sources import OWN
-from selfdistill.disk import object_of, write_whole
+from selfdistill.disk import object_of, taken, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.collective import all_wait, synchronised
@@ -66,7 +66,7 @@ def pretrain(
     fabric.seed_everything(recipe.seed, verbose=False)
     steps_per_epoch = len(source.train) // recipe.batch_size
     total = recipe.epochs * steps_per_epoch
-    console = console or Console(markup=False)
+    console = console or Console(markup=False, emoji=False)
     given = encoder
     if recipe.init_from and not (resume and out and Run(out).checkpoint.exists()):
         given, said = initialised(recipe, encoder)
@@ -91,13 +91,10 @@ def pretrain(
     assert out is not None
     run = Run(out, encoder, source)
     run.recipe = recipe  # a resume may have changed what it may, as workers
+    lock = taken(out) if fabric.is_global_zero else None
     how = shlex.join(["selfdistill", "pretrain", recipe.method, *own.flags(), "--out", str(out), "--resume"])
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
-    if fabric.is_global_zero and start < total:
-        for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS):  # of a run that a collapse had ended, and that goes on
-            (out / of_the_end).unlink(missing_ok=True)
-    guard = Guard(siamese, recipe, source.train, out, passed_over)
 
     def bad(path: Path, reason: str) -> None:
         if recipe.on_bad_image == "error":
@@ -111,6 +108,9 @@ def pretrain(
         refused = next(n for n in count() if start - n not in passed_over)
         monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
         watch = Profile(out, siamese, recipe, clock) if profile else None
+        for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
+            (out / of_the_end).unlink(missing_ok=True)
+    guard = Guard(siamese, recipe, source.train, out, passed_over)
     ends = False
     try:
         with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():
@@ -164,6 +164,8 @@ def pretrain(
     finally:
         if monitor:
             monitor.journal.close()
+        if lock:
+            lock.release()
     with all_present(fabric, how), all_wait():
         if monitor:
             _finish(run, siamese, monitor.journal)
