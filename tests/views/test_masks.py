@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfdistill.views.augment import DRAWS
+from selfdistill.views.draw import uniform
 from selfdistill.views.masks import block_masks
 from selfdistill.views.spec import BlockMasks
 
@@ -31,7 +33,7 @@ def reference(n, low, high, aspect, rng):
     return mask
 
 
-@pytest.mark.parametrize("patches", [14, 7])
+@pytest.mark.parametrize("patches", [14, 7, 3])
 def test_statistics_are_those_of_ibots_loader(patches):
     """Share hidden, its spread, and how blocky the masks are (equal neighbours), within 5 standard errors."""
     import random
@@ -50,6 +52,13 @@ def test_statistics_are_those_of_ibots_loader(patches):
     agree(lambda m: (m.mean((1, 2)) - 0.28).square())
     agree(lambda m: (m[:, 1:] == m[:, :-1]).float().mean((1, 2)))
     agree(lambda m: m[:, patches // 2, patches // 2])
+
+
+def test_masks_share_no_draw_with_crops():
+    ids = torch.arange(4000)
+    hidden = block_masks(BlockMasks(probability=1.0), 224, ids, 0, 0, 0).float().mean((1, 2))
+    for place, draws in enumerate(uniform(0, 0, ids, 0, DRAWS).T):
+        assert torch.corrcoef(torch.stack([hidden, draws]))[0, 1].abs() < 0.08, place
 
 
 def test_half_of_the_views_are_whole():

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from selfdistill.views import color
-from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
+from selfdistill.views.augment import DRAWS, _erased, _jitters, draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.crop import DRAWS as CROP
 from selfdistill.views.crop import crop_and_resize, crop_boxes
 from selfdistill.views.draw import permutation, uniform
@@ -45,7 +45,9 @@ def test_hue_of_grey_and_of_primaries():
 def test_grey_and_solarize_equal_torchvision():
     x = torch.rand(4, 3, 8, 8)
     torch.testing.assert_close(color.grey(x), torch.stack([tv.rgb_to_grayscale(i) for i in x]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(color.solarize(x), tv.solarize(x, 128 / 255), atol=0, rtol=0)
+    levels = torch.arange(256).view(1, 1, 16, 16) / 255  # the threshold is one of them
+    for image in (x, levels):
+        torch.testing.assert_close(color.solarize(image), tv.solarize(image, 128 / 255), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "kernel"), [(224, 23), (96, 9), (32, 3), (8, 3)])
@@ -69,9 +71,10 @@ def test_crop_and_resize_equals_torchvision(data):
     torch.testing.assert_close(ours, theirs, atol=LEVEL / 4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("H", "W", "scale"), [(28, 28, (0.2, 1.0)), (375, 500, (0.08, 1.0)), (500, 100, (0.9, 1.0)), (32, 32, (0.05, 0.4))]
-)
+SIDES = [(28, 28, (0.2, 1.0)), (375, 500, (0.08, 1.0)), (500, 100, (0.9, 1.0)), (100, 501, (0.9, 1.0)), (32, 32, (0.05, 0.4))]
+
+
+@pytest.mark.parametrize(("H", "W", "scale"), SIDES)
 def test_boxes_are_distributed_as_torchvisions(H, W, scale):
     """Means and deviations of top, left, height and width: 20,000 draws against 5,000, within 5 standard errors; same support."""
     n = 20_000
@@ -153,6 +156,21 @@ def test_probabilities(name):
         y = views_of_crops([x[:, None]], torch.arange(2000), spec, 1, 0, 0).crops[0][0]
         share = (y != x / 255).flatten(1).any(1).double().mean()
         assert abs(share - p) < 5 * math.sqrt(0.25 / 2000) * (0 < p < 1) + 0.01
+
+
+def test_erased_rectangles_have_zhongs_areas_and_ratios():
+    u = torch.tensor([[0.0, a, r, 0.5, 0.5] for a in (0.0, 0.5) for r in (0.0, 0.5, 1.0)])
+    _, _, h, w = _erased(u, 1.0, 1000, 1000).double().unbind(1)
+    torch.testing.assert_close(h * w / 1e6, torch.tensor([0.02] * 3 + [0.175] * 3).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(h / w, torch.tensor([0.3, 1.0, 1 / 0.3] * 2).double(), atol=0, rtol=0.02)
+
+
+def test_no_strength_of_jitter_turns_an_image_negative():
+    """As torchvision: a factor is 0 at least."""
+    u = uniform(0, 0, torch.arange(500), 0, DRAWS)
+    _, factors = _jitters(u, Augment(brightness=1.5, contrast=2, saturation=3, jitter=1), 3)
+    assert (factors[:, :3] >= 0).all()
+    assert (factors[:, :3] < 0.1).any(0).all()
 
 
 def test_a_grey_image_stays_of_one_channel():
