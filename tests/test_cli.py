@@ -92,6 +92,10 @@ MISUSE = [
     (["projector.hidden=[true]"], ["projector.hidden=[True]", "no numbers"]),
     (["projector.out=99999999999999999999999"], ["projector.out=99999999999999999999999", "2147483647"]),
     (["workers=5000"], ["workers=5000", "256"]),
+    (["precision=bf17"], ["precision=bf17", "bf16", "fp32", "auto"]),
+    (["teacher=snapshot", "every=epok"], ["teacher.every=epok", "a number", "Did you mean epoch?"]),
+    (["terms.view.weight=1"], ["terms.view.weight=1", "Did you mean views?"]),
+    (["views.locals.size=4"], ["views.locals.size=4", "views.locals={count: ...}"]),
 ]
 
 

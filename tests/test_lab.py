@@ -398,7 +398,7 @@ def test_a_damaged_summary_is_named(job, tmp_path):
         (["reproduce", "simsiam-t1", "--scale", "paper"], ["data="]),
         (["reproduce", "simsiam-t1,simsiam-t9"], ["simsiam-t9", "simsiam-t1"]),
         (["reproduce", "simsiam-t1", "--all"], ["simsiam-t1", "--all"]),
-        (["reproduce", "simsiam-t1", "epoch=3"], ["epoch:", "epochs"]),
+        (["reproduce", "simsiam-t1", "epoch=3"], ["epoch=3", "epochs"]),
         (["reproduce", "simsiam-t1", "seed=3"], ["seed", "--seeds"]),
         (["reproduce", "epochs=3"], ["TABLE", "epochs=3"]),
         (["ablate", "simsiam", "data=digits", "seed=3"], ["seed", "--seeds"]),

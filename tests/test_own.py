@@ -124,7 +124,7 @@ def test_an_own_loss_is_the_function(tiny_source, tmp_path):
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no recipe"),
         ("import selfdistill as sd\nA = sd.METHODS['byol'].edit(['seed=1'])\nB = A.edit(['seed=2'])", "defines A, B"),
-        ("import selfdistill as sd\nA = sd.METHODS['byol'].edit(['sed=1'])", "sed: unknown key"),
+        ("import selfdistill as sd\nA = sd.METHODS['byol'].edit(['sed=1'])", "sed=1: unknown key"),
     ],
 )
 def test_a_file_that_defines_no_method(call, tmp_path, text, said):
@@ -313,7 +313,7 @@ def test_the_lab_loads_the_file_in_its_processes(mine, tmp_path):
 def test_a_wrong_value_of_ones_own(mine):
     for words, said in (
         (["teacher=swing", "low=2"], "teacher.low=2: Input should be less than or equal to 1"),
-        (["teacher=swing", "high=1"], "high: unknown key"),
+        (["teacher=swing", "high=1"], "high=1: unknown key"),
         (["teacher=swnig"], "Did you mean swing?"),
         (["teacher=swing", "stop_gradient=false"], "stop_gradient=false with teacher=swing"),
         (["terms.views.loss.target=hard"], "has no fields"),

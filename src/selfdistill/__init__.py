@@ -67,6 +67,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # On first use: PyTorch takes seconds to import, and `selfdistill --help` needs none of it.
     if name in __all__:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ def beside(path: Path) -> Iterator[Path]:
         remove(part)
 
 
-def check_place(path: Path | None, option: str, endings: Sequence[str] = (), others: Iterable[Path] = ()) -> None:
+def check_place(path: Path | None, option: str, endings: Sequence[str] = (), read: Callable[[Path], bool] = lambda path: False) -> None:
     """Raises `Misuse` where no file may come to be, if one is asked for: before the work that it is for. option: the user's word for it.
-    endings: of which it has one. others: files that it must not replace."""
+    endings: of which it has one. read: whether a file is read for that work, which it must not replace."""
     if path is None:
         return
     if path.is_dir():
@@ -39,8 +39,8 @@ def check_place(path: Path | None, option: str, endings: Sequence[str] = (), oth
         raise Misuse(f"{option} {path}: there is no folder {path.parent}")
     if endings and path.suffix.lower() not in endings:
         raise Misuse(f"{option} {path}: the ending decides the format: {' or '.join(endings)}")
-    if path.resolve() in {other.resolve() for other in others}:
-        raise Misuse(f"{option} {path}: is the name of another file of this command: choose a new one")
+    if read(path):
+        raise Misuse(f"{option} {path}: is a file that this command reads: choose a new name")
 
 
 @contextmanager

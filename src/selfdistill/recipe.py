@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -21,7 +20,7 @@ from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
 from selfdistill.settings import edited, specs_of, yaml_of
-from selfdistill.spec import Spec, kind_of
+from selfdistill.spec import Spec, kind_of, problems
 from selfdistill.views.spec import Crops
 
 FORMAT = 1
@@ -93,7 +92,7 @@ class Recipe(Spec):
 
     # The run.
     data: str = "digits"
-    """a built-in set's name or a folder of images"""
+    """a built-in set's name, a folder of images, tar shards, or hf:NAME (data/sources.py)"""
     preset: str = "auto"
     """what the data needs instead of ImageNet's values (presets.py); auto: by the data, none: the paper's values"""
     labels: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
@@ -169,6 +168,13 @@ class Recipe(Spec):
     def global_views(self) -> int:
         """How many global views of each image the terms need."""
         return max(global_views(term.pairs) for term in self.terms.values())
+
+    @property
+    def split(self) -> bool:
+        """Whether each global view is for one of the two networks alone: one way and with a teacher of its own weights the other need
+        not see it (MoCo Alg. 1)."""
+        one_way = all(term.pairs != "cross" for term in self.terms.values())
+        return self.teacher.own_weights and self.views.masks is None and one_way
 
     def micro_batch(self, ranks: int) -> int:
         """Images that one of `ranks` processes sees at a time. Raises `Misuse` where the shares would not be equal."""
@@ -272,20 +278,7 @@ def _validated(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:
-        raise Misuse("; ".join(dict.fromkeys(_problem(error, tree) for error in e.errors()))) from e
-
-
-def _problem(error: Any, tree: Any) -> str:
-    names = []
-    for place, name in enumerate(error["loc"], 1):  # pydantic names the member of a union among the fields; a user does not
-        inside = name in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and name in range(len(tree))
-        if inside or (error["type"] == "missing" and place == len(error["loc"])):
-            names.append(str(name))
-            tree = tree[name] if inside else None
-    path = ".".join(names)
-    given = error["input"] if isinstance(error["input"], (str, int, float)) else reprlib.repr(error["input"])  # a list may be long
-    value = "" if isinstance(error["input"], dict) or not path else f"={given}"
-    return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        raise Misuse(problems(e, tree)) from e
 
 
 def _class_at(slot: str, node: Any) -> type[Spec]:

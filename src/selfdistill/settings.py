@@ -56,20 +56,21 @@ def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -
     if typing.get_origin(annotation) is dict:
         of = typing.get_args(annotation)[1]
         if of is not Any and name not in node:
-            raise Misuse(f"{key}: {here} has no {name}, only {', '.join(node)}")
+            raise Misuse(f"{key}={value}: {here} has no {name}, only {', '.join(node)}.{did_you_mean(name, node)}")
         return {**node, name: edited(of, node.get(name), rest, value, key)}
     specs = specs_of(annotation)
     if not specs:
-        raise Misuse(f"{key}: {here} is a value and has no field {name}")
+        raise Misuse(f"{key}={value}: {here} is a value and has no field {name}")
     if node is None:
-        raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={kind_of(specs[0]) or '{...}'}")
+        first = next(iter(specs[0].model_fields))
+        raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={kind_of(specs[0]) or f'{{{first}: ...}}'}")
     cls = next((c for c in specs if kind_of(c) == node.get("kind", "")), specs[0])
     if name not in cls.model_fields:
         hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], after="".join(f".{n}" for n in rest), cutoff=0.5)
         hint += "".join(f" {here}={kind_of(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
         owner = f"{here}={node['kind']}" if "kind" in node else here
         fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"
-        raise Misuse(f"{key}: unknown key; {owner} has {fields}.{hint}")
+        raise Misuse(f"{key}={value}: unknown key; {owner} has {fields}.{hint}")
     annotation = typing.get_type_hints(cls, include_extras=True)[name]
     return {**node, name: edited(annotation, node.get(name), rest, value, key)}
 
@@ -91,6 +92,9 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
         parsed = yaml_of(value)
     except ValueError:
         parsed = value
+    if literals and not specs and isinstance(parsed, str):  # no word, and no number in its place
+        allowed = [str(word) for word in literals] + ["a number"] * bool({int, float} & set(options)) + ["none"] * (type(None) in options)
+        raise Misuse(f"{key}={value}: allowed: {', '.join(allowed)}.{did_you_mean(value, allowed)}")
     if Schedule in specs and not isinstance(parsed, dict):
         return {**(node or {}), "base": parsed}
     if specs and not isinstance(parsed, dict):

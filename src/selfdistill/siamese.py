@@ -55,7 +55,8 @@ class Student(nn.Module):
         """masks: [G, B, h, w], the patches of the global views whose projections are asked for; hidden from the encoder if `hide`."""
         if masks is None:
             h = torch.cat([self.each(self.backbone.features, x) for x in crops])  # [V, B, F]
-            return Output(self.each(self.projector, h))  # [V, B, D]
+            with prototypes_shared(self.projector):
+                return Output(self.each(self.projector, h))  # [V, B, D]
         views = crops[0].shape[:2]
         flat = masks.flatten(0, 1)
         cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token, read=flat)
@@ -66,6 +67,7 @@ class Student(nn.Module):
             return Output(self.each(self.projector, h), project(pair)[: len(hidden)])  # [V, B, D], [M, D]
 
     def each(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """f of x [V, B, ...]: of each view alone, or where BatchNorm is to see them so of all at once."""
         if self.bn_joint:
             return f(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return torch.stack([f(view) for view in x])
@@ -95,10 +97,8 @@ class Siamese(nn.Module):
         self.student = Student(backbone, projector, patch_projector, masked, recipe.bn_joint)
         self.predictor: Any = recipe.predictor.build(dim) if recipe.predictor else Learned()
         self.teacher: Any = recipe.teacher.build(self.student, dim, images)
-        # One way and with a teacher of its own, a view is for one of the two networks: the other need not see it (MoCo Alg. 1).
-        self.split = recipe.teacher.own_weights and not masked and all(term.pairs != "cross" for term in recipe.terms.values())
         self.terms = nn.ModuleDict(
-            {name: term.build(dim, views=recipe.global_views, split=self.split) for name, term in recipe.terms.items()}
+            {name: term.build(dim, views=recipe.global_views, split=recipe.split) for name, term in recipe.terms.items()}
         )
         self.recipe = recipe
         if recipe.micro_batch(ranks()[1]) == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
@@ -114,7 +114,7 @@ class Siamese(nn.Module):
 
     def outputs(self, views: Views) -> tuple[Output, Output, Output]:
         """(z, p, t): the student's projections, its predictions, the teacher's targets."""
-        seen, predicted = (views.crops[0][0::2], views.crops[0][1::2]) if self.split else (views.crops[0], views.crops[0])
+        seen, predicted = (views.crops[0][0::2], views.crops[0][1::2]) if self.recipe.split else (views.crops[0], views.crops[0])
         z = self.student((seen, *views.crops[1:]), views.masks)  # cls [V, B, D]; patch [M, D], masked patches only
         t = self.teacher(predicted, views.ids, views.masks, z)  # cls [G, B, D]; patch [M, D]
         if self.recipe.stop_gradient:

@@ -1,6 +1,7 @@
 """The base of everything that is data: frozen, validated, no field that is not declared."""
 
 import re
+import reprlib
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -44,3 +45,24 @@ def kind_of(cls: type[BaseModel]) -> str:
     """The word for a spec among those that fill its slot; empty where the slot has one alone."""
     field = cls.model_fields.get("kind")
     return str(field.default) if field else ""
+
+
+def problems(e: ValidationError, tree: Any, before: str = "") -> str:
+    """What is wrong with the fields of `tree`, plain data: "path=value: why", each once; of a list and its item, the item. before: the
+    path at which the tree stands."""
+    errors = e.errors()
+    inner = [error for error in errors if not any(other["loc"][: len(error["loc"])] == error["loc"] != other["loc"] for other in errors)]
+    return "; ".join(dict.fromkeys(_problem(error, tree, before) for error in inner))
+
+
+def _problem(error: Any, tree: Any, before: str) -> str:
+    names = []
+    for place, name in enumerate(error["loc"], 1):  # pydantic names the member of a union among the fields; a user does not
+        inside = name in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and name in range(len(tree))
+        if inside or (error["type"] == "missing" and place == len(error["loc"])):
+            names.append(str(name))
+            tree = tree[name] if inside else None
+    path = ".".join([*([before] if before else []), *names])
+    given = error["input"] if isinstance(error["input"], (str, int, float)) else reprlib.repr(error["input"])  # a list may be long
+    value = "" if isinstance(error["input"], dict) or not path else f"={given}"
+    return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -33,6 +33,17 @@ def test_parquet_with_a_list_column(tmp_path, column):
     assert labels.tolist() == CODES
 
 
+def test_parquet_of_other_programs(tmp_path):
+    """pandas' index and a number of each image are no dimensions; the only list column is the embedding, whatever its name."""
+    dimensions = {f"x{i}": column for i, column in enumerate(Z.T)}
+    numbered = {"id": [9, 8, 7, 6, 5, 4], **dimensions, "labels": CODES, "__index_level_0__": [5, 4, 3, 2, 1, 0]}
+    for columns in (numbered, {"id": list(range(6)), "vector": Z.tolist(), "class": NAMES}):
+        pq.write_table(pa.table(columns), tmp_path / "z.parquet")
+        z, labels = read_embeddings(tmp_path / "z.parquet")
+        assert np.allclose(z, Z)
+        assert labels.tolist() == CODES
+
+
 def test_a_null_is_no_label(tmp_path):
     for labels, expected in (([None] * len(Z), None), (["b", None, *["a"] * (len(Z) - 2)], [1, -1, *[0] * (len(Z) - 2)])):
         pq.write_table(pa.table({"features": Z.tolist(), "label": pa.array(labels, pa.string())}), tmp_path / "z.parquet")

@@ -6,6 +6,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -194,6 +196,23 @@ def test_a_secret_test_split_of_a_table_and_a_row_without_image(tmp_path):
     assert (len(source.train), source.test.labels.tolist()) == (20, [1, 0, 1, 0])
     with pytest.raises(BadImage, match="no image in this row"):
         source.train.open(19)
+
+
+@pytest.mark.parametrize("cells", ["struct", "binary"])
+def test_a_table_that_datasets_did_not_write(tmp_path, cells):
+    """One file, images without its mark, and labels that are numbers or words."""
+    pytest.importorskip("datasets")
+    made = [{"bytes": jpeg(i), "path": None} if cells == "struct" else jpeg(i) for i in range(20)]
+    label = [7, 3] if cells == "struct" else ["dog", "cat"]
+    pq.write_table(pa.table({"picture": made, "label": [label[i % 2] for i in range(20)]}), tmp_path / "a.parquet")
+    source = open_source(f"hf:{tmp_path / 'a.parquet'}")
+    assert (len(source.train), len(source.test)) == (18, 2)
+    assert source.train.classes == (("3", "7") if cells == "struct" else ("cat", "dog"))
+    assert source.train.labels.bincount().tolist() == [9, 9]
+    with source.train.open(0) as photo:
+        assert (photo.height, photo.width) == (12, 20)
+    assert source.holds(tmp_path / "a.parquet")
+    assert not source.holds(tmp_path / "b.parquet")
 
 
 def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder(tmp_path):

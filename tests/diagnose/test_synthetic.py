@@ -137,6 +137,15 @@ def test_the_largest_floats_are_no_divergence_and_infinity_is():
     assert verdict(z * 2) == "diverged"
 
 
+@pytest.mark.parametrize("d", [64, 512, 2048])
+def test_two_points_are_a_collapse_whatever_noise_adds_to_the_rank(d):
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(2, d, generator=g)[torch.arange(800) % 2] + 0.01 * torch.randn(800, d, generator=g)
+    assert sd.diagnosis_of(z).verdict == "dimensional-collapse"
+    four = torch.randn(4, d, generator=g)[torch.arange(800) % 4] + 0.3 * torch.randn(800, d, generator=g)
+    assert "along one line" not in sd.diagnosis_of(four).because
+
+
 def test_one_image_is_refused():
     with pytest.raises(Misuse, match=r"shape \[1, 8\].*2 at least"):
         sd.diagnosis_of(torch.ones(1, 8))

@@ -21,7 +21,7 @@ from selfdistill.evaluate.logistic import logistic
 from selfdistill.protocols import PROTOCOLS, mean_and_std
 from selfdistill.protocols.tuned import few_labels
 from selfdistill.train.subject import RawPixels, fitted, subject_of
-from tests.conftest import TINY, VIT
+from tests.conftest import TINY, TINY_OF, VIT
 
 QUICK = [
     "linear.epochs=3",
@@ -154,6 +154,21 @@ def test_transfer_makes_grey_images_rgb_and_nothing_else():
     assert fitted(rgb, 3) is rgb
     with pytest.raises(Misuse, match="3 channels for a network of 1"):
         fitted(rgb, 1)
+
+
+def test_a_checkpoint_is_measured_as_the_run_was_then(tmp_path, tiny_source):
+    """The encoder that the run keeps, the teacher's here."""
+    run = sd.pretrain("dino", data=tiny_source, out=tmp_path / "run", **{**TINY_OF["dino"], "checkpoint.every": 1})
+    found = {name: subject_of(run.path / "checkpoints" / f"{name}.ckpt", data=tiny_source) for name in ("epoch-1", "epoch-2", "last")}
+    features = {name: of.features(tiny_source.test) for name, of in found.items()}
+    assert torch.equal(features["last"], run.embed(tiny_source.test.pixels))
+    assert torch.equal(features["epoch-2"], features["last"])
+    assert not torch.equal(features["epoch-1"], features["last"])
+    assert found["last"].folder is None  # nothing of it is written as the run's
+    with pytest.raises(Misuse, match="settings stand in"):
+        subject_of(run.path / "checkpoints" / "last.ckpt", ["views.size=4"])
+    with pytest.raises(Misuse, match=r"no.ckpt"):
+        subject_of(run.path / "checkpoints" / "no.ckpt", data=tiny_source)
 
 
 def test_mean_and_std():

@@ -40,6 +40,10 @@ ALTERNATION = ("predictor=none", "projector.bn=all", "projector.affine=false", "
 M-step of 20 steps overshoots, and the effective rank falls to a few"""
 
 
+NO_PART = ("teacher", "predictor", "stop_gradient", "terms", "labels")
+"""slots of a recipe that the alternation does not look at"""
+
+
 class Round(NamedTuple):
     """The objective after each step of one round."""
 
@@ -55,8 +59,11 @@ def alternate(
     """The EM view: (k-means, SimSiam alternation) after each of `rounds` rounds on the same images.
 
     changes: "key=value" of SimSiam's recipe, `data=` among them. steps: of SGD in an M-step. augmentations: draws of an E-step.
-    clusters: of k-means, on raw pixels; as many as the data has classes, or 10.
+    clusters: of k-means, on raw pixels; as many as the data has classes, or 10. Raises `Misuse`, for slots that the alternation has not.
     """
+    for word in changes:
+        if word.partition("=")[0].partition(".")[0] in NO_PART and word not in ALTERNATION:
+            raise Misuse(f"{word}: the alternation has no such part: its target is E_T[F(T(x))], and its loss the squared distance to it")
     recipe, source, _ = resolve(METHODS["simsiam"], changes)
     recipe = recipe.edit([*ALTERNATION, *changes])
     pixels = in_memory(spread(source.train, images), recipe.views, recipe.workers)

@@ -18,9 +18,6 @@ from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse
 from selfdistill.recipe import Recipe
 
-LAB = Path("runs") / "lab"
-"""where runs are kept, and shared between tables"""
-
 
 class Job(NamedTuple):
     """A table at one scale: its rows over seeds, as cells."""

@@ -6,6 +6,7 @@ A module holds the commands of one purpose; importing it registers them, in the 
 from __future__ import annotations
 
 import sys
+import warnings
 
 from selfdistill.cli import train, evaluate, diagnose, picture, em, lab, share, describe, images  # isort: skip  # --help lists them so
 from selfdistill.cli.app import app, said
@@ -18,6 +19,7 @@ app.info.help = __doc__.splitlines()[0]
 
 def main() -> None:
     """Exit codes: 0, 1 for a failure, 2 for misuse, 128 + the signal's number when one ended the run after saving it."""
+    warnings.formatwarning = lambda message, *args, **kwargs: f"{message}\n"  # to a user, who has no use for our line of code
     try:
         app()
     except Misuse as e:

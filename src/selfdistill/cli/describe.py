@@ -52,7 +52,7 @@ def slots(r: Recipe) -> dict[str, str]:
 
 @app.command()
 def show(
-    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML file or a run folder")],
+    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML or .py file, or a run folder")],
     settings: Settings = None,
 ) -> None:
     """Print a recipe: the paper's pseudocode and every field, with KEY=VALUE applied."""

@@ -25,10 +25,12 @@ def picture(
 ) -> None:
     """Draw a run: its curves, spectrum, embeddings on the circle, attention: selfdistill picture curves runs/a runs/b."""
     from selfdistill import api
+    from selfdistill.data.images import Files
     from selfdistill.report.style import save, writable
 
     run = next((p for p in paths if not p.is_file()), Path())
-    out = writable(out, [p for p in paths if p.is_file()]) if out else run / f"{what}.png"
+    drawn = Files([p for p in paths if p.is_file()])
+    out = writable(out or run / f"{what}.png", drawn.holds) if out or run.is_dir() else run / f"{what}.png"
     save(api.picture(what, *paths, size=size), out)
     console.print(f"{what}: {out}", soft_wrap=True)
 
@@ -48,7 +50,7 @@ def report(
 
 @app.command()
 def draw(
-    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML file or a run folder")],
+    method: Annotated[str, typer.Argument(help="a method, a recipe's YAML or .py file, or a run folder")],
     settings: Settings = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out; repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="an .svg, or .mmd for Mermaid; its text is printed if not given")] = None,

@@ -50,9 +50,7 @@ def export(
 def embed(
     what: What,
     data: Data,
-    out: Annotated[Path, typer.Option(help="the file: .parquet, or .npy with a .csv of ids and paths beside it")] = Path(
-        "embeddings.parquet"
-    ),
+    out: Annotated[Path, typer.Option(help="the file: .parquet, or .npy with a .csv of ids and paths beside it")] = Path("embeddings.npy"),
 ) -> None:
     """Write the features of every image: selfdistill embed runs/simsiam-digits-1 data=photos --out photos.parquet."""
     from selfdistill import api

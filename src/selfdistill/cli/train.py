@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @app.command()
 def pretrain(
     method: Annotated[
-        str | None, typer.Argument(help="a name that `selfdistill methods` lists, or a .py file of your own that defines a recipe")
+        str | None,
+        typer.Argument(help="a name that `selfdistill methods` lists, a recipe's YAML or .py file, or a run folder"),
     ] = None,
     settings: Settings = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="take an ingredient out, e.g. stop-gradient; repeatable")] = None,

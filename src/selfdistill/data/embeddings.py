@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from selfdistill.errors import Misuse
 
 FORMATS = (".npy", ".parquet")
 COLUMNS = ("features", "embedding", "embeddings")
-"""of parquet: the list column; without one, all columns of numbers are the dimensions"""
-LABEL = "label"
+"""of parquet: the list column, or the only one; without any, all columns of numbers are the dimensions, but for `NO_DIMENSIONS`"""
+LABELS = ("label", "labels", "target", "class")
+"""of parquet: the first of these that is there"""
+NO_DIMENSIONS = re.compile(r"id|index|__index_level_\d+__|split|path", re.IGNORECASE)
+"""columns that number or name the images; pandas writes its index as one"""
 
 
 def read_embeddings(path: Path, labels: str | Path | Tensor | np.ndarray[Any, Any] | None = None) -> tuple[Tensor, Tensor | None]:
-    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; parquet's column `label`, or `labels` (`read_labels`). Rows
-    of NaN alone, of images that could not be read (`embed`), are left out with a warning, unless all are.
+    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; a column of `LABELS`, or `labels` (`read_labels`). Rows of
+    NaN alone, of images that could not be read (`embed`), are left out with a warning, unless all are.
 
     Raises `Misuse` for what cannot be read, is no [N, D] with N, D >= 2, or has another number of labels.
     """
@@ -89,19 +93,21 @@ def _parquet(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | N
     def holds(name: str, *kinds: str) -> bool:
         return name in types and any(getattr(pa.types, f"is_{kind}")(types[name]) for kind in kinds)
 
-    column = next((name for name in COLUMNS if holds(name, "nested") or isinstance(types.get(name), pa.BaseExtensionType)), None)
-    if holds(LABEL, "nested"):
-        raise Misuse(f"{path}: column {LABEL} is of {types[LABEL]}: one label for each image is needed")
+    lists = [name for name in types if holds(name, "nested") or isinstance(types[name], pa.BaseExtensionType)]
+    label = next((name for name in LABELS if name in types), None)
+    if label in lists:
+        raise Misuse(f"{path}: column {label} is of {types[label]}: one label for each image is needed")
+    column = next((name for name in COLUMNS if name in lists), lists[0] if len(lists) == 1 else None)
     if column:
         rows = table[column].to_pylist()
         if any(row is None or len(row) != len(rows[0]) for row in rows):
             raise Misuse(f"{path}: the lists in column {column} have different lengths: one of D numbers for each image is needed")
         found = np.array(rows)
     else:
-        numbers = [name for name in table.column_names if name != LABEL and holds(name, "floating", "integer")]
+        numbers = [n for n in types if n != label and holds(n, "floating", "integer") and not NO_DIMENSIONS.fullmatch(n)]
         if not numbers:
             raise Misuse(
                 f"{path}: no embeddings in columns {', '.join(table.column_names)}: a list column {COLUMNS[0]}, or columns of numbers"
             )
         found = np.column_stack([table[name].to_numpy() for name in numbers])
-    return found, np.array(table[LABEL].to_pylist()) if LABEL in table.column_names else None
+    return found, None if label is None else np.array(table[label].to_pylist())

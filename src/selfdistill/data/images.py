@@ -41,6 +41,9 @@ class Pixels:
     def channels(self) -> int:
         return self.pixels.shape[1]
 
+    def holds(self, path: Path) -> bool:
+        return False
+
     def pick(self, rows: Tensor) -> Pixels:
         """The images at the places `rows` [n]."""
         return Pixels(self.pixels[rows], picked(self.labels, rows), self.classes)
@@ -68,6 +71,10 @@ class Encoded(ABC):
     def path(self, i: int) -> str:
         """Where image i lies, in words that no other image has."""
 
+    def holds(self, path: Path) -> bool:
+        """Whether `path` is one of the files that they are read from, where that is known."""
+        return False
+
     @abstractmethod
     def pick(self, rows: Tensor) -> Self:
         """The images at the places `rows` [n]."""
@@ -90,6 +97,9 @@ class Files(Encoded):
 
     def path(self, i: int) -> str:
         return printable(self.paths[i])
+
+    def holds(self, path: Path) -> bool:
+        return any(mine.name == path.name and mine.resolve() == path.resolve() for mine in self.paths)
 
     def pick(self, rows: Tensor) -> Files:
         return replace(self, paths=[self.paths[i] for i in rows], labels=picked(self.labels, rows))
@@ -114,6 +124,10 @@ class Source:
     bank: Images | None = None
     bad: tuple[tuple[Path, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def holds(self, path: Path) -> bool:
+        """Whether `path` is one of the files that its images are read from."""
+        return any(images.holds(path) for images in (self.train, self.test, self.bank) if images is not None)
 
     @property
     def left_out(self) -> str:

@@ -48,6 +48,9 @@ class Slices(Encoded):
         archive, start, _ = self.where[i].tolist()
         return f"{printable(self.archives[archive])}@{start}"
 
+    def holds(self, path: Path) -> bool:
+        return path.resolve() in {archive.resolve() for archive in self.archives}
+
     def pick(self, rows: Tensor) -> Slices:
         return replace(self, where=self.where[rows], labels=picked(self.labels, rows))
 

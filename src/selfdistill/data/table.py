@@ -55,13 +55,18 @@ class Rows(Encoded):
             raise BadImage(Path(path), f"outside the data set {self.name}, whose table names it")
         return Path(real)
 
+    def holds(self, path: Path) -> bool:
+        """All that lies in its folder: which files those of a table are is known to `datasets` alone."""
+        return any(path.resolve().is_relative_to(root) for root in self.roots)
+
     def pick(self, rows: Tensor) -> Rows:
         return replace(self, rows=self.rows[rows], labels=picked(self.labels, rows))
 
 
 def open_table(data: str) -> Source:
-    """`hf:NAME` of the hub, or `hf:FOLDER` with parquet files or what `save_to_disk` wrote. The first column of images, and the first
-    of class labels if there is one. No code of a data set's own is run. Raises `Misuse`, or `Failure` when it cannot be loaded."""
+    """`hf:NAME` of the hub, `hf:FOLDER` with parquet files or what `save_to_disk` wrote, or `hf:FILE.parquet`. The first column of images,
+    and the first of class labels, else one called label, if there is one. No code of a data set's own is run. Raises `Misuse`, or
+    `Failure` when it cannot be loaded."""
     name = os.path.expanduser(data.removeprefix(PREFIX))
     try:
         import datasets
@@ -80,12 +85,14 @@ def open_table(data: str) -> Source:
     if test is not None:
         return Source(data, images, test)
     if images.labels is None:
-        return Source(data, images, notes=("no labels: no column of the set is a ClassLabel",))
+        return Source(data, images, notes=("no labels: no column of the set is a ClassLabel, or called label",))
     images, test, note = tenth_held_out(images, [str(i) for i in range(len(images))])
     return Source(data, images, test, notes=(note,))
 
 
 def _load(datasets: Any, name: str) -> Any:
+    if os.path.isfile(name):
+        return datasets.load_dataset("parquet", data_files=name)
     if not os.path.isdir(name):
         return datasets.load_dataset(name)
     files = sorted(glob.glob(os.path.join(glob.escape(name), "**", "*.parquet"), recursive=True))
@@ -97,13 +104,31 @@ def _load(datasets: Any, name: str) -> Any:
     return datasets.load_dataset("parquet", data_files=splits)
 
 
+def _looks_encoded(kind: Any) -> bool:
+    """Of a parquet file that `datasets` did not write: bytes, or its {bytes, path} without its mark."""
+    return getattr(kind, "dtype", "") in ("binary", "large_binary") or (isinstance(kind, dict) and {"bytes", "path"} <= kind.keys())
+
+
+def _labels(datasets: Any, table: Any) -> tuple[Tensor | None, tuple[str, ...]]:
+    """(labels [N], classes): of the first ClassLabel, else of numbers or words in a column called label."""
+    label = next((c for c, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    if label:
+        labels = torch.tensor([-1 if y is None else y for y in table[label]], dtype=torch.int64)
+        return labels, tuple(printable(c) for c in table.features[label].names)
+    label = next((c for c in ("label", "labels") if getattr(table.features.get(c), "dtype", "").startswith(("int", "string"))), None)
+    if label is None:
+        return None, ()
+    found = list(table[label])
+    classes = sorted({y for y in found if y is not None and y != -1})
+    places = {y: place for place, y in enumerate(classes)}
+    return torch.tensor([places.get(y, -1) for y in found], dtype=torch.int64), tuple(printable(str(y)) for y in classes)
+
+
 def _rows(datasets: Any, name: str, table: Any) -> Rows:
     kinds = table.features
-    column = next((c for c, kind in kinds.items() if isinstance(kind, datasets.Image)), None)
+    column = next((c for c, kind in kinds.items() if isinstance(kind, datasets.Image) or _looks_encoded(kind)), None)
     if column is None:
         raise Misuse(f"data={PREFIX}{name}: no column of images; it has {', '.join(f'{c} ({type(k).__name__})' for c, k in kinds.items())}")
-    label = next((c for c, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)), None)
-    labels = None if label is None else torch.tensor([-1 if y is None else y for y in table[label]], dtype=torch.int64)
-    classes = () if label is None else tuple(printable(c) for c in kinds[label].names)
-    roots = tuple(os.path.realpath(root) for root in ([name] if os.path.isdir(name) else [datasets.config.HF_CACHE_HOME]))
+    labels, classes = _labels(datasets, table)
+    roots = tuple(os.path.realpath(root) for root in ([name] if os.path.exists(name) else [datasets.config.HF_CACHE_HOME]))
     return Rows(name, table.cast_column(column, datasets.Image(decode=False)), column, torch.arange(len(table)), roots, labels, classes)

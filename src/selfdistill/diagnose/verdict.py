@@ -21,6 +21,9 @@ LOW_RANK = 1 / 3
 1 all of them alike"""
 SPANNED = 1 / 2
 """of ln(rank_limit): ln of the directions that vary at all. That the others do not is certain, so more may be left than above"""
+ONE_LINE = 1.2
+"""of direction_rank: below it nine tenths of what the directions vary is along one line, as of two points, whatever noise adds to the
+rank; healthy runs have 2 and more"""
 ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1
@@ -84,6 +87,9 @@ def _state(metrics: Mapping[str, Any], recipe: Recipe | None) -> tuple[State, st
         if not live:
             return "collapsed", f"output_std {std:.3f} (1 is isotropic, 0 constant){beside}."
         return "dimensional-collapse", f"output_std {std:.3f}, {of_rank}: {live} channels vary, the others are constant."
+    along = metrics.get("direction_rank", limit)
+    if limit > 1 and along < ONE_LINE:
+        return "dimensional-collapse", f"direction rank {along:.2f}, output_std {std:.2f}: the outputs lie along one line."
     spanned = metrics.get("spanned", limit)
     if limit > 1 and (rank < limit**LOW_RANK or spanned <= limit**SPANNED):
         few = "the outputs span few dimensions" if rank < limit**LOW_RANK else f"{spanned} directions vary, the others are constant"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from selfdistill.evaluate.features import features
 from selfdistill.evaluate.linear import Labelled, held_out
+from selfdistill.parts.backbone import device_of
 from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.optim import SGD, AdamW
 from selfdistill.views.augment import plain, views_of_pixels
@@ -84,7 +85,7 @@ def finetune(
     Random crops and flips as `views` has them and no other augmentation, cross-entropy, lr = rate * batch / 256 by cosine to 0, no
     warm-up, no weight decay. An epoch leaves out what does not fill a batch.
     """
-    device = next(backbone.parameters()).device
+    device = device_of(backbone)
     encoder = copy.deepcopy(backbone)
     width = features(encoder, [plain(pixels[:1].to(device), views)]).shape[1]
     head = nn.utils.skip_init(nn.Linear, width, classes, device=device)  # draws nothing of the caller's generator
@@ -117,6 +118,6 @@ def crop_and_flip(views: Crops) -> Crops:
 
 
 def _accuracy(network: nn.Module, pixels: Tensor, labels: Tensor, views: Crops) -> float:
-    device = next(network.parameters()).device
+    device = device_of(network)
     logits = features(network, (plain(chunk.to(device), views) for chunk in pixels.split(512)))
     return float((logits.argmax(1) == labels).float().mean())

@@ -29,8 +29,9 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Export:
-    """path: the folder. of: "student" or "teacher". difference: the largest between features that the format's library and the run's own
-    backbone give of the same images; largest: the largest feature; sizes: pixels of the images at which they agree."""
+    """path: the folder. of: "student", "teacher", or where there is no run "encoder". difference: the largest between features that the
+    format's library and our own backbone give of the same images; largest: the largest feature; sizes: pixels of the images at which they
+    agree."""
 
     path: Path
     of: str

@@ -15,7 +15,7 @@ from selfdistill.data.images import Images, Pixels
 from selfdistill.data.loader import plain_batches
 from selfdistill.disk import check_place, whole_file
 from selfdistill.errors import Misuse, require
-from selfdistill.train.run import device_of
+from selfdistill.parts.backbone import device_of
 from selfdistill.train.subject import Subject
 
 BATCH = 512
@@ -37,18 +37,16 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
 
     .parquet: columns id, split, path, label, class and features, a list of F fp32. .npy: fp32 [N, F], and a .csv beside it with the other
     columns. An image that proves unreadable keeps its row, with features NaN, and `say` is told.
-    Raises `Misuse` for another ending.
+    Raises `Misuse` for another ending, and for a file of the data set's.
     """
-    if out.suffix not in WRITERS:
-        raise Misuse(f"--out {out}: the ending decides the format: {' or '.join(WRITERS)}")
-    if out.suffix == ".parquet":
+    check_place(out, "--out", list(WRITERS), subject.source.holds)
+    if out.suffix.lower() == ".parquet":
         require(f"--out {out}", "parquet", "pyarrow")
-    check_place(out, "--out")
     table = out.with_suffix(".csv")
-    if out.suffix == ".npy" and table.exists() and not out.exists():
+    if out.suffix.lower() == ".npy" and table.exists() and not out.exists():
         raise Misuse(f"--out {out}: {table}, which would come beside it, exists already and is not its own: name another file")
     total = len(subject.source.train) + len(subject.source.test or ())
-    WRITERS[out.suffix](out, embedded(subject, say), total, subject)
+    WRITERS[out.suffix.lower()](out, embedded(subject, say), total, subject)
     return total
 
 

@@ -22,7 +22,8 @@ from selfdistill.recipe import Recipe
 
 @dataclass(frozen=True)
 class Kept:
-    """A backbone on its way out. of: "student" or "teacher", whose it was; images: normalised, [n, C, S, S], real ones of the run."""
+    """A backbone on its way out. of: "student", "teacher", or where there is no run "encoder", whose it was; images: normalised,
+    [n, C, S, S], real ones."""
 
     backbone: Backbone
     recipe: Recipe

@@ -55,7 +55,7 @@ def neighbours(
     except BadImage as e:
         raise Misuse(f"{e}: name a file that is an image") from e
     source, asked = subject.source, Source(image.name, Files([image]))
-    check_place(sheet, "--sheet", [".png"], [image, *_files(source, sheet)])
+    check_place(sheet, "--sheet", [".png"], lambda path: asked.holds(path) or source.holds(path))
     query = subject.features(subject.on(asked).source.train)[0]
     cosines, places = nearest(query, (h for _, h in embedded(subject, say)), k)
     found = [Found(_path(source, i), cosine) for i, cosine in zip(places.tolist(), cosines.tolist(), strict=True)]
@@ -77,8 +77,8 @@ def duplicates(
     if not -1 <= threshold <= 1:
         raise Misuse(f"threshold={threshold}: a cosine lies in -1..1; 0.99 is a start")
     source = subject.source
-    check_place(out, "--out", [".csv"], _files(source, out))
-    check_place(sheet, "--sheet", [".png"], _files(source, sheet))
+    check_place(out, "--out", [".csv"], source.holds)
+    check_place(sheet, "--sheet", [".png"], source.holds)
     features = torch.cat([h for _, h in embedded(subject, say)])
     if len(features) < 2:
         raise Misuse(f"data={source.name}: one image is no pair")
@@ -100,12 +100,6 @@ def duplicates(
         places = [(i, c) for *both, c in rows[:18] for i in both]
         _draw(sheet, [(_picture(source, i), f"{c:.4f}\n{Path(_path(source, i)).name}") for i, c in places])
     return Pairs(pairs, len(features), mean_cosine(features[features.isfinite().all(1)]))
-
-
-def _files(source: Source, like: Path | None) -> list[Path]:
-    """The files of a source's images that have a name in common with one."""
-    parts = [part for part in (source.train, source.test) if isinstance(part, Files)]
-    return [path for part in parts for path in part.paths if like and path.name == like.name]
 
 
 def _at(source: Source, place: int) -> tuple[Images, int]:

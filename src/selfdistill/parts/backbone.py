@@ -26,6 +26,11 @@ def in_eval(network: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where its parameters are; the CPU if it has none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
 class Backbone(nn.Module):
     """A network with a known feature width: pools feature maps [B, F, h, w] and token sequences [B, n, F] to [B, F]."""
 

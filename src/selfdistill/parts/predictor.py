@@ -44,7 +44,7 @@ class LeastSquares(Spec):
     """The best linear predictor of each batch, Q* = (Z'Z)^-1 Z'T, without gradient (BYOL App. I.2: 52.5 without a target network)."""
 
     kind: Literal["least-squares"] = "least-squares"
-    trainable: ClassVar[bool] = True
+    trainable: ClassVar[bool] = False
 
     def build(self, dim: int) -> nn.Module:
         return LeastSquaresPredictor(dim)
@@ -61,7 +61,7 @@ class DirectPred(Spec):
     """lifts the small eigenvalues (Table 6: 77.9 at 0.1, 76.8 at 0)"""
     every: Annotated[int, Field(ge=1)] = 1
     """steps between two settings of W; the spectrum of d = 2,048 costs seconds on a CPU"""
-    trainable: ClassVar[bool] = True
+    trainable: ClassVar[bool] = False
 
     def build(self, dim: int) -> nn.Module:
         return DirectPredictor(self, dim)

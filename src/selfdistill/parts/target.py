@@ -89,10 +89,11 @@ class CentreTarget(SoftmaxTarget):
         return super().forward(t - self.centre, progress)
 
     def update(self) -> None:
-        total = sum(self._sums, start=self.centre.new_zeros(len(self.centre) + 1))
-        if total[-1] > 0:
-            self.centre.lerp_((total[:-1] / total[-1]).to(self.centre.dtype), 1 - self.m)
-        self._sums.clear()
+        if self._sums:
+            total = sum(self._sums, start=self.centre.new_zeros(len(self.centre) + 1))
+            some = total[-1] > 0  # a step without a masked patch moves nothing; to ask would wait for the device
+            self.centre.lerp_(total[:-1] / total[-1].clamp(min=1), (1 - self.m) * some.to(total.dtype))
+            self._sums.clear()
 
 
 class SinkhornTarget(SoftmaxTarget):

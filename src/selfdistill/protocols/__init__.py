@@ -16,6 +16,7 @@ from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
 from selfdistill.protocols.tuned import Finetune, Semi, Supervised
 from selfdistill.settings import yaml_of
+from selfdistill.spec import problems
 from selfdistill.train.run import EVALUATION
 from selfdistill.train.subject import Subject
 
@@ -52,11 +53,14 @@ def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str
             fields[name][field] = yaml_of(value)
         except ValueError:
             fields[name][field] = value
+    return {name: _made(name, of) for name, of in fields.items()}
+
+
+def _made(name: str, fields: dict[str, Any]) -> Protocol:
     try:
-        return {name: PROTOCOLS[name].model_validate(of) for name, of in fields.items()}
+        return PROTOCOLS[name].model_validate(fields)
     except ValidationError as e:
-        name = e.title.lower()
-        raise Misuse("; ".join(f"{'.'.join(map(str, (name, *p['loc'][:1])))}={p['input']}: {p['msg']}" for p in e.errors())) from e
+        raise Misuse(problems(e, fields, name)) from e
 
 
 def is_protocol_setting(word: str) -> bool:

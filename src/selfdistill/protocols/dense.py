@@ -17,6 +17,7 @@ from selfdistill.data.images import Pixels, read_image
 from selfdistill.data.reading import BadImage, extensions
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import IGNORED, dense_probes, scenes
+from selfdistill.parts.backbone import device_of
 from selfdistill.protocols.frozen import Count, Found, Positive, Protocol, Seed
 from selfdistill.train.subject import Subject
 from selfdistill.views.augment import normalize
@@ -95,7 +96,7 @@ NAMES = {"mIoU": "miou", "accuracy": "accuracy"}
 def _maps(subject: Subject, images: Tensor) -> Tensor:
     """[N, F, h, w] fp32 on the CPU."""
     backbone: Any = subject.backbone
-    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    device = device_of(backbone)
     chunks = (normalize(chunk.to(device).float() / 255, subject.recipe.views) for chunk in images.split(64))
     return torch.cat([backbone.maps(x).float().cpu() for x in chunks])
 

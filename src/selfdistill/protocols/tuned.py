@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from selfdistill.errors import Misuse
 from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
+from selfdistill.parts.backbone import device_of
 from selfdistill.parts.optim import AdamW
 from selfdistill.protocols.frozen import Count, Found, Protocol, Rates, Seed
-from selfdistill.train.run import device_of, untrained
+from selfdistill.train.run import untrained
 from selfdistill.train.subject import Subject
 from selfdistill.views.draw import balanced
 

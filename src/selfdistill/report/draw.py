@@ -83,7 +83,7 @@ def picture(r: Recipe, title: str = "") -> Picture:
     through = asked and not (own or memory or r.stop_gradient)
     learn = {"f", "g"} | ({"f2", "g2"} if through else set())
     learn |= {"said"} if any(t.loss.kind == "swapped" for t in terms.values()) else set()  # the prototypes
-    learn |= {"h"} if r.predictor and r.predictor.kind not in CLOSED and r.predictor.trainable else set()
+    learn |= {"h"} if r.predictor and r.predictor.trainable else set()
 
     made = Picture(title or r.method, {"x": Box("image x", "", 0, "middle")})
     first = {"student": 1, "teacher": len(student) - bool(r.predictor) - bool(said) if memory else 1}
@@ -165,7 +165,7 @@ def mermaid(made: Picture) -> str:
 
 def _views(r: Recipe, who: str) -> str:
     crops, v = r.global_views, r.views
-    if r.teacher.own_weights and all(t.pairs != "cross" for t in r.terms.values()):  # each network sees its half
+    if r.split:  # each network sees its half
         crops //= 2
     words = f"{crops} crop{'s' * (crops > 1)} of {v.size}"
     if v.second:

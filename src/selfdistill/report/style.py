@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,9 @@ def blank(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def writable(out: Path, others: Iterable[Path] = ()) -> Path:
-    """Itself. Raises `Misuse` where no picture can come to be, before anything is drawn. others: files that it must not replace."""
-    check_place(out, "--out", FORMATS, others)
+def writable(out: Path, read: Callable[[Path], bool] = lambda path: False) -> Path:
+    """Itself. Raises `Misuse` where no picture may come to be, before anything is drawn. read: whether a file is read for it."""
+    check_place(out, "--out", FORMATS, read)
     return out
 
 

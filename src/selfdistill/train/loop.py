@@ -107,6 +107,8 @@ def pretrain(
     if fabric.is_global_zero:
         refused = next(n for n in count() if start - n not in passed_over)
         monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
+        if recipe.probe_every == "auto":
+            console.print(f"probe_every={monitor.every}", highlight=False)
         watch = Profile(out, siamese, recipe, clock) if profile else None
         for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
             (out / of_the_end).unlink(missing_ok=True)

@@ -28,8 +28,9 @@ BANK, QUERIES = 10_000, 2_000
 SHARE = 0.04
 """of a run's time that probes may take"""
 PATIENCE = 3
-"""probes in a row with the same bad verdict after which on_collapse=stop ends the run; steps in a row that are not finite after which
-a probe takes them for the network's state"""
+"""probes in a row with the same bad verdict after which on_collapse=stop ends the run"""
+ACCIDENTS = 2
+"""steps in a row that may not be finite before a probe takes that for the network's state"""
 PLATEAU = 0.5
 """of the run, which uniform-target must last for that as well: SwAV on digits leaves it by itself after 17 of 60 epochs"""
 
@@ -81,7 +82,7 @@ class Monitor:
         self.steps += 1
         self.refused = 0 if passed else self.refused + 1
         epoch = now.step // now.steps_per_epoch
-        accident = 0 < self.refused < PATIENCE
+        accident = 0 < self.refused <= ACCIDENTS
         probing = now.at_epoch_end and ((epoch % self.every == 0 and not accident) or epoch == now.epochs)
         if not (probing or now.step % self.recipe.log_every == 0 or now.step == 1):
             return None

@@ -34,7 +34,7 @@ def collapse(made: Step, siamese: Siamese, now: Progress) -> tuple[dict[str, Any
         found |= {"teacher_output_std": metrics.output_std(_some(t)), "teacher_effective_rank": metrics.effective_rank(_some(t))}
     whole = {name: term for name, term in siamese.recipe.terms.items() if term.on == "cls"}
     for name, term in whole.items():
-        pairs = pairs_of(term.pairs, min(len(p), len(t)), len(t), siamese.split)  # of global views
+        pairs = pairs_of(term.pairs, min(len(p), len(t)), len(t), siamese.recipe.split)  # of global views
         i, j = ([pair[side] for pair in pairs] for side in (0, 1))
         found["agreement"] = metrics.agreement(p[i], t[j])
         loss = siamese.get_submodule(f"terms.{name}.loss")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.disk import write_whole
+from selfdistill.parts.backbone import device_of
 from selfdistill.parts.collective import alone
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
@@ -64,7 +65,7 @@ class Profile:
             self.tracer.export_chrome_trace(str(self.out / "trace.json"))
         seconds = dict(self.clock.seconds)
         total = sum(seconds.values())
-        device = next(self.siamese.parameters()).device
+        device = device_of(self.siamese)
         step = sum(seconds.get(part, 0.0) for part in MODEL) / self.steps
         reached, limit = self.flops / step, product_rate(device, self.recipe.precision)
         found = Profiled(

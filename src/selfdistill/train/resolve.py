@@ -76,7 +76,8 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     moved = {path for path, now in leaves(before) if path not in was or was[path] != now} & dict(leaves(recipe)).keys() - users
     changed = [f for f in changed if any(under(f.key, path) for path in moved)]
     if recipe.encoder.channels != source.train.channels:
-        raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}")
+        way = "" if source.train.channels == 3 else f": encoder.channels={source.train.channels} views.mean=[0.5] views.std=[0.25]"
+        raise Misuse(f"encoder.channels={recipe.encoder.channels}: the images of data={recipe.data} have {source.train.channels}{way}")
     if recipe.precision == "auto":
         recipe = recipe.edit([f"precision={'bf16' if has_bf16() else 'fp32'}"])
     return recipe, source, changed

@@ -25,9 +25,9 @@ from selfdistill.data.sources import OWN, Data, given, open_source
 from selfdistill.disk import flushed, object_of, rows_of, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
-from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.evaluate.linear import linear_accuracy
-from selfdistill.parts.backbone import Backbone
+from selfdistill.parts.backbone import Backbone, device_of
 from selfdistill.recipe import FORMAT, Recipe
 from selfdistill.settings import yaml_of
 from selfdistill.train.weights import fill, tensors
@@ -144,10 +144,11 @@ class Run:
         if images.channels != takes:
             raise Misuse(f"images of {images.channels} channels for an encoder of {takes}: the run was made on {self.recipe.data}")
 
-    def knn(self, k: int = 20, temperature: float = 0.07, trained: bool = True) -> float:
-        """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. trained: or the encoder as it was at
-        random. Raises `Misuse` without labels."""
-        return knn_accuracy(*(self.frozen if trained else self._frozen(self._untrained())), k, temperature)
+    def knn(self, k: int | None = None, temperature: float = 0.07, trained: bool = True) -> float:
+        """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. k: 20, or all where the bank has fewer, if
+        none. trained: or the encoder as it was at random. Raises `Misuse` without labels."""
+        found = self.frozen if trained else self._frozen(self._untrained())
+        return knn_accuracy(*found, usual_k(len(found[0])) if k is None else k, temperature)
 
     def linear(self, **settings: Any) -> float:
         """Accuracy of a linear probe on the held-out images, in [0, 1]; `settings` as of `evaluate.linear.linear_accuracy`.
@@ -218,10 +219,6 @@ def _lent(network: nn.Module) -> Iterator[torch.device]:
         yield device
     finally:
         network.to(home)
-
-
-def device_of(network: nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:

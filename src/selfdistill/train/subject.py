@@ -23,10 +23,11 @@ from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 from selfdistill.train.initial import initialised
 from selfdistill.train.resolve import on_data
-from selfdistill.train.run import Run, features_of, labelled, run_of, untrained
+from selfdistill.train.run import Run, features_of, labelled, load, run_of, untrained
+from selfdistill.train.trained import siamese_of
 
 RAW, RANDOM, TIMM = "raw-pixels", "random-init", "timm:"
-WEIGHTS = (".safetensors", ".pth")
+WEIGHTS, CHECKPOINT = (".safetensors", ".pth"), ".ckpt"
 OTHERS = f"{RAW}, {RANDOM}, {TIMM}NAME or a file of weights ({', '.join(WEIGHTS)})"
 """what is no run, and takes settings of a recipe"""
 
@@ -78,11 +79,15 @@ class Subject:
 
 def is_run(what: str | Path | Run) -> bool:
     name = str(what)
-    return isinstance(what, Run) or not (name in (RAW, RANDOM) or name.startswith(TIMM) or Path(name).suffix in WEIGHTS)
+    return isinstance(what, Run) or not (name in (RAW, RANDOM) or name.startswith(TIMM) or Path(name).suffix in (*WEIGHTS, CHECKPOINT))
+
+
+def _is_checkpoint(what: str | Path | Run) -> bool:
+    return not isinstance(what, Run) and Path(what).suffix == CHECKPOINT
 
 
 def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str | Source | None = None) -> Subject:
-    """A run or its folder; or one of OTHERS, which take `settings`, "key=value" of a recipe, `data=` among them.
+    """A run or its folder, or one of its checkpoints; or one of OTHERS, which take `settings`, "key=value" of a recipe, `data=` among them.
 
     random-init takes `method=` too, whose encoder it has (SimSiam's if not), with the data's preset as pretrain chooses it. A file that
     `selfdistill export` wrote says which encoder its weights are of; of another one `settings` do. data: images in place of a run's own,
@@ -90,6 +95,8 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
     """
     if is_run(what):
         return _of_run(what, settings, data)
+    if _is_checkpoint(what):
+        return _of_checkpoint(Path(str(what)), settings, data)
     name, images = str(what), [] if data is None else [f"data={_name(data)}"]
     if not images and not any(setting.startswith("data=") for setting in settings):
         raise Misuse(f"{name}: on which images? {name} data=digits")
@@ -111,7 +118,7 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
 
 def subject_on(what: str | Path | Run, settings: Sequence[str], to: str | Source | None) -> Subject:
     """`subject_of`, taken to other images where `to` names some (transfer): a run's own need not be there any more."""
-    if to is None or is_run(what):
+    if to is None or is_run(what) or _is_checkpoint(what):
         return subject_of(what, settings, to)
     return subject_of(what, settings).on(to)
 
@@ -125,6 +132,17 @@ def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source 
     source = run.source if data is None else _fitting(data, run.recipe)
     backbone = _placed(copy.deepcopy(run.backbone) if run is what else run.backbone)  # a run of the caller's keeps its own where it is
     return Subject(str(run.path), backbone, run.recipe, source, run, None if data is None else _name(data))
+
+
+def _of_checkpoint(file: Path, settings: Sequence[str], data: str | Source | None) -> Subject:
+    """The encoder that a run keeps, as it was at one of its checkpoints (checkpoint.every, checkpoint.best)."""
+    run = load(file.absolute().parent.parent)
+    if settings:
+        raise Misuse(f"{settings[0]}: {file} is of a run, whose settings stand in its recipe.yaml")
+    source = run.source if data is None else _fitting(data, run.recipe)
+    backbone = _placed(siamese_of(run, file).backbone).eval()
+    recipe = run.recipe.model_copy(update={"init_from": str(file)})  # where its weights are from
+    return Subject(str(file), backbone, recipe, source, other=None if data is None else _name(data))
 
 
 def _built(name: str, recipe: Recipe) -> Backbone | RawPixels:

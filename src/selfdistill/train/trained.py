@@ -21,12 +21,16 @@ SEED = 2**31 - 1
 """of the augmentations: no run's own"""
 
 
-def siamese_of(run: Run) -> Siamese:
-    """Student, predictor and teacher as the run left them, in eval mode. Raises `Misuse` where there is no checkpoint."""
-    if not run.checkpoint.exists():
-        raise Misuse(f"{run.path}: no {run.checkpoint.name}: the run has not come so far; --resume continues it")
-    siamese = Siamese(run.recipe, len(run.source.train), copy.deepcopy(run.own_encoder))
-    fill(siamese, read(run.checkpoint, torch.device("cpu")).get("model"), run.checkpoint)
+def siamese_of(run: Run, checkpoint: Path | None = None) -> Siamese:
+    """Student, predictor and teacher as the run left them, or as they were at a checkpoint, in eval mode. Raises `Misuse` where there is
+    none."""
+    file = checkpoint or run.checkpoint
+    if not file.exists():
+        raise Misuse(f"{run.path}: no {file.name}: the run has not come so far; --resume continues it")
+    state = read(file, torch.device("cpu"))
+    images = state.get("images") or len(run.source.train)
+    siamese = Siamese(run.recipe, images, copy.deepcopy(run.own_encoder))
+    fill(siamese, state.get("model"), file)
     return siamese.eval()
 
 
@@ -49,7 +53,10 @@ def predictor_gap(run: Run | str | Path, augmentations: int = 32, images: int = 
         z, p, t = siamese.outputs(views_of_pixels(pixels[ids], ids, recipe.views, recipe.global_views, SEED, draw))
         return p.cls[: len(t.cls)], z.cls[: len(t.cls)], t.cls  # [A, b, D]
 
-    chunks = torch.arange(len(pixels)).split(64)
-    each = recipe.global_views // (2 if siamese.split else 1)
-    drawn = [[outputs(ids, draw) for ids in chunks] for draw in range(-(-augmentations // each))]
-    return expectation_gap(*(torch.cat([torch.cat([of[n] for of in draw], 1) for draw in drawn]) for n in range(3)))
+    def of_all(draw: int) -> list[Tensor]:
+        found = [outputs(ids, draw) for ids in torch.arange(len(pixels)).split(64)]
+        return [torch.cat(of, 1) for of in zip(*found, strict=True)]  # p, z, t: [A, N, D] each, A a draw's
+
+    draws = -(-augmentations // (recipe.global_views // (2 if recipe.split else 1)))
+    p, z, t = (torch.cat(of) for of in zip(*map(of_all, range(draws)), strict=True))  # [A, N, D], A all of them
+    return expectation_gap(p, z, t)
