@@ -75,6 +75,7 @@ def test_each_batch_has_its_share_of_labelled_images_and_all_come_in_turn():
         assert len(batch) == 8
         chosen = batch[batch < 100]
         assert len(chosen) == 2
+        assert (batch[:4] < 100).sum() == 1  # spread, so that micro-batches and ranks have their share
         seen += chosen.tolist()
     assert [seen.count(int(i)) for i in labelled] == [4] * 5
 

@@ -271,6 +271,13 @@ def test_pack_keeps_labels_and_splits_and_makes_small(tmp_path):
     assert torch.equal(after.train.labels, before.train.labels)
     with after.train.open(0) as photo:
         assert (photo.width, photo.height) == (45, 30)
+    sizes = []
+    for quality in (20, 95):
+        pack(str(tmp_path / "photos"), tmp_path / f"q{quality}", side=300, quality=quality)
+        sizes.append(sum(p.stat().st_size for p in (tmp_path / f"q{quality}").iterdir()))
+    assert sizes[0] < sizes[1] / 1.5
+    with open_source(str(tmp_path / "q95")).train.open(0) as photo:
+        assert (photo.width, photo.height) == (90, 60)  # none is made larger
     with pytest.raises(Misuse, match="exists"):
         pack(str(tmp_path / "photos"), tmp_path / "packed")
     with pytest.raises(Misuse, match="memory"):

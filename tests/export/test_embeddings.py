@@ -167,7 +167,11 @@ def test_an_image_that_turns_unreadable_is_said_and_nan(run, photos, tmp_path):
     assert np.isfinite(np.delete(found, 3, 0)).all()
     assert len(said) == 1
     assert str(cut) in said[0]
-    mean = sd.duplicates(run, source, 0.5).mean
+    found_pairs = sd.duplicates(run, source, 0.5)
+    cosines = [pair.cosine for pair in found_pairs.pairs]
+    assert cosines == sorted(cosines, reverse=True)
+    assert cosines[0] > cosines[-1]
+    mean = found_pairs.mean
     unit = F.normalize(torch.from_numpy(np.delete(found, 3, 0)), dim=1)
     assert mean == pytest.approx(float((unit @ unit.T)[~torch.eye(60, dtype=torch.bool)].mean()), abs=1e-5)
 
