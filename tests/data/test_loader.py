@@ -1,7 +1,12 @@
 """The order of a run, and which labels it may see."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selfdistill.data import loader
 from selfdistill.data.images import Files, Pixels
@@ -100,7 +105,7 @@ def test_a_containers_quota_and_the_processes_beside_count(monkeypatch, tmp_path
         assert loader.cores() == count
     (tmp_path / "cpu.max").unlink()
     asked = []
-    monkeypatch.setattr(loader, "DataLoader", lambda *_, num_workers, **__: asked.append(num_workers) or [])
+    monkeypatch.setattr(loader, "DataLoader", lambda *_, num_workers, **__: asked.append(num_workers) or (x for x in ()))
     for beside in ("1", "8", "64"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
         assert list(loader._loader(None, iter([]), "auto")) == []
@@ -124,3 +129,26 @@ def test_a_batch_that_its_worker_can_no_longer_hand_over_is_that_workers_death(m
     monkeypatch.setattr(loader.DataLoader, "__iter__", cut)
     with pytest.raises(Failure, match="processes that decode images died"):
         loader.in_memory(Files([tmp_path / "x.png"]), RECIPE.views)
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+import torch
+from selfdistill.data.images import Files
+from selfdistill.data.loader import training_views
+from selfdistill.methods import METHODS
+
+recipe = METHODS["simsiam"].edit(["batch_size=4", "epochs=9", "views.size=8", "workers=2"])
+held = training_views(Files(sorted(Path(sys.argv[1]).iterdir())), recipe, 0, torch.device("cpu"), print)
+next(held)
+print("done", flush=True)
+"""
+
+
+def test_a_program_ends_though_it_asks_for_no_more_batches(tmp_path):
+    """Workers do not hear the SIGTERM by which Python ends them, and it would wait for them for ever."""
+    for i in range(16):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    ended = subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr

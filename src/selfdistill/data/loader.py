@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ Report = Callable[[Path, str], None]
 
 def training_views(
     images: Images, recipe: Recipe, step: int, device: torch.device, report: Report, rank: int = 0, ranks: int = 1
-) -> Iterator[Views]:
+) -> Generator[Views, None, None]:
     """The views of each micro-batch, on `device`. Files that prove unreadable are replaced by the next readable one and reported."""
     visible = visible_labels(images, recipe)
     order = micro_batches(recipe, len(images), step, rank, ranks, visible)
@@ -212,9 +215,12 @@ def _loader(dataset: Dataset[Any], todo: Iterator[list[Any]], workers: int | str
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # to draw from the global one would be felt by the network's dropout
     )
+    others = set(active_children())
+    batches = iter(loader)
+    weakref.finalize(batches, _end, [worker for worker in active_children() if worker not in others])
     try:
         with workers_alive():
-            yield from loader
+            yield from batches
     except (ConnectionError, EOFError) as e:  # a batch is fetched from the worker that made it
         raise _died(e) from e
 
@@ -244,6 +250,13 @@ def _died(e: Exception) -> Failure:
         f"one of the processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
         "Fewer need less: workers=2. The last checkpoint is untouched: --resume goes on"
     )
+
+
+def _end(workers: list[BaseProcess]) -> None:
+    """When nobody asks for batches any more, or Python ends: it would wait for workers that do not hear its SIGTERM (`_worker`)."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -164,6 +164,7 @@ def pretrain(
                     fabric.barrier()  # a process that ends takes the others with it: not before the checkpoint is written
                     raise Interrupted(guard.signum, f"saved at step {after.step} of {total}. Go on with: {how}")
     finally:
+        views.close()  # and with it the workers
         if monitor:
             monitor.journal.close()
         if lock:
