@@ -106,7 +106,8 @@ def judge_predicate(text: str, results: Results) -> Judged:
     whole = [(a, b) for a, b in pairs if a is not None and b is not None]
     sides = [(a - b - shift) * (1 if op == ">" else -1) for a, b in whole]
     shown = [_shown(left, [a for a, _ in whole]), op, _shown(right[0], [b for _, b in whole]), *right[1:]]
-    return Judged(_outcome(sides), " ".join(shown) if whole else f"{text}: no run", bool(whole))
+    missing = "not measured" if all(results.get(row) for row, _ in terms(text) if row) else "no run"
+    return Judged(_outcome(sides), " ".join(shown) if whole else f"{text}: {missing}", bool(whole))
 
 
 def _outcome(sides: list[float]) -> Outcome:

@@ -51,7 +51,7 @@ def ablate(
     if method not in api.METHODS:
         raise Misuse(f"METHOD {method or 'is missing'}: {', '.join(api.METHODS)}. For example: selfdistill ablate simsiam data=digits")
     recipe, source, _ = resolve(api.METHODS[method], settings or [])
-    names = lab.fitting(recipe) if edits is None else edits.split(",")
+    names = lab.fitting(recipe) if edits is None else [name.strip() for name in edits.split(",")]
     table_ = lab.ablation(recipe, len(source.train), names, settings or [])
     _run([lab.job(table_, "tiny", seeds, [], out, _command())], jobs, out, plan)
 
@@ -115,6 +115,8 @@ def _run(job_list: list[Job], jobs: int | None, out: Path, plan: bool) -> list[d
     from selfdistill import api
     from selfdistill.ablate import cells, lab, results
 
+    if out.exists() and not out.is_dir():
+        raise Misuse(f"--out {out}: is a file: name a folder for the runs")
     jobs = jobs or cells.default_jobs()
     runs, seconds = lab.estimate(job_list)
     every = len(lab.all_cells(job_list))
@@ -151,7 +153,7 @@ def _show(record: dict[str, Any]) -> None:
     from selfdistill.ablate.results import grid
 
     header, lines = grid(record)
-    table = Table(*header, title=f"{record['table']}: {record['says']} ({record['source']})")
+    table = Table(Column("row", min_width=24), *header[1:], title=f"{record['table']}: {record['says']} ({record['source']})")
     for line in lines:
         table.add_row(*line)
     console.print(table)
