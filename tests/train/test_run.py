@@ -153,7 +153,6 @@ def test_images_a_second_are_of_the_steps_since_the_last_line(tiny_source, tmp_p
     assert max(rates[2:-1]) < 1.5 * min(rates[2:-1])
 
 
-@pytest.mark.parametrize(("method", "networks"), [("simsiam", 1), ("byol", 2)])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_null_in_the_log(tmp_path, value):
     """JSON has no word for it."""
@@ -163,6 +162,7 @@ def test_what_is_not_finite_is_null_in_the_log(tmp_path, value):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "epoch": 0.5, "loss": null}\n'
 
 
+@pytest.mark.parametrize(("method", "networks"), [("simsiam", 1), ("byol", 2)])
 def test_auto_probes_cost_a_share_of_the_run(method, networks, tiny_source, tmp_path):
     """A probe is a forward pass of the bank and the queries for each network, a trained image three passes for each of two views."""
     recipe = sd.METHODS[method].edit(["data=digits", "probe_every=auto"])
