@@ -48,8 +48,8 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
         taken(tmp_path)
     other.kill()  # what a killed process held is free
     other.join()
-    taken(tmp_path)
-    taken(tmp_path).release()  # and a process is not in its own way
+    taken(tmp_path).release()
+    taken(tmp_path).release()
 
 
 @pytest.mark.parametrize("line", ["5", "[]", '{"loss": 1.0}', '{"step": "x", "epoch": 1.0}', '{"step": 3, "ep'])

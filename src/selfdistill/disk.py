@@ -75,7 +75,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 def taken(folder: Path) -> FileLock:
     """A lock on a folder, for one process to write in it until it is released or the process ends. Raises `Misuse` where another has it."""
-    lock = FileLock(folder / ".lock", is_singleton=True)  # a second one of this process is the same: a notebook's cell that failed
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as e:

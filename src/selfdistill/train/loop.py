@@ -91,7 +91,6 @@ def pretrain(
     assert out is not None
     run = Run(out, encoder, source)
     run.recipe = recipe  # a resume may have changed what it may, as workers
-    lock = taken(out) if fabric.is_global_zero else None
     how = shlex.join(["selfdistill", "pretrain", recipe.method, *own.flags(), "--out", str(out), "--resume"])
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
@@ -103,8 +102,9 @@ def pretrain(
 
     clock = Clock(fabric.device, waits=profile)
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
-    monitor = watch = None
+    monitor = watch = lock = None
     if fabric.is_global_zero:
+        lock = taken(out)
         refused = next(n for n in count() if start - n not in passed_over)
         monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
         if recipe.probe_every == "auto":
