@@ -93,6 +93,7 @@ MISUSE = [
     (["projector.out=99999999999999999999999"], ["projector.out=99999999999999999999999", "2147483647"]),
     (["workers=5000"], ["workers=5000", "256"]),
     (["precision=bf17"], ["precision=bf17", "bf16", "fp32", "auto"]),
+    (["projector.bn=no"], ["projector.bn=no", "none", "hidden", "all"]),
     (["teacher=snapshot", "every=epok"], ["teacher.every=epok", "a number", "Did you mean epoch?"]),
     (["terms.view.weight=1"], ["terms.view.weight=1", "Did you mean views?"]),
     (["views.locals.size=4"], ["views.locals.size=4", "views.locals={count: ...}"]),

@@ -95,7 +95,7 @@ GREY28_VIT: Changes = (
 )
 FEW_PHOTOS_VIT: Changes = (
     ("encoder.name=timm:vit_tiny_patch16_224", "a ViT, smaller"),
-    ("encoder.options.drop_path_rate=0", "few steps: each block in all of them"),
+    ("encoder.options={}", "few steps: each block in all of them"),
     ("views.locals.count=4", "half the cost"),
     ("views.locals.size=64", "half the cost"),
     ("projector.out=4096", "K: few images"),

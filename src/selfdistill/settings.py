@@ -92,7 +92,7 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
         parsed = yaml_of(value)
     except ValueError:
         parsed = value
-    if literals and not specs and isinstance(parsed, str):  # no word, and no number in its place
+    if literals and not specs and isinstance(parsed, str | bool):  # no word, and no number in its place; YAML's no is a bool
         allowed = [str(word) for word in literals] + ["a number"] * bool({int, float} & set(options)) + ["none"] * (type(None) in options)
         raise Misuse(f"{key}={value}: allowed: {', '.join(allowed)}.{did_you_mean(value, allowed)}")
     if Schedule in specs and not isinstance(parsed, dict):

@@ -35,7 +35,7 @@ class Spec(BaseModel):
 def _no_number(value: Any, takes: str) -> str:
     """Why a field that takes numbers takes none of these, if it does not."""
     values = value if isinstance(value, list | tuple) else (value,)
-    if any(isinstance(one, bool) for one in values) and not re.search(r"\b(bool|Any)\b", takes):
+    if any(isinstance(one, bool) for one in values) and re.search(r"\b(int|float)\b", takes) and not re.search(r"\bbool\b", takes):
         return "true and false are no numbers"
     beyond = any(isinstance(one, int | float) and abs(one) > LARGEST for one in values)
     return f"a whole number is {LARGEST} at most" if beyond and re.search(r"\bint\b", takes) else ""

@@ -44,6 +44,13 @@ def test_parquet_of_other_programs(tmp_path):
         assert labels.tolist() == CODES
 
 
+def test_columns_of_numbers_come_before_lists_and_a_float_is_no_class(tmp_path):
+    dimensions = {f"x{i}": column for i, column in enumerate(Z.T)}
+    pq.write_table(pa.table({**dimensions, "box": [[1, 2]] * 6, "target": Z[:, 0]}), tmp_path / "z.parquet")
+    z, labels = read_embeddings(tmp_path / "z.parquet")
+    assert (z.shape, labels) == ((6, 4), None)
+
+
 def test_a_null_is_no_label(tmp_path):
     for labels, expected in (([None] * len(Z), None), (["b", None, *["a"] * (len(Z) - 2)], [1, -1, *[0] * (len(Z) - 2)])):
         pq.write_table(pa.table({"features": Z.tolist(), "label": pa.array(labels, pa.string())}), tmp_path / "z.parquet")

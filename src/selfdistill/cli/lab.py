@@ -153,7 +153,7 @@ def _show(record: dict[str, Any]) -> None:
     from selfdistill.ablate.results import grid
 
     header, lines = grid(record)
-    table = Table(Column("row", min_width=24), *header[1:], title=f"{record['table']}: {record['says']} ({record['source']})")
+    table = Table(Column("row", min_width=19), *header[1:], title=f"{record['table']}: {record['says']} ({record['source']})")
     for line in lines:
         table.add_row(*line)
     console.print(table)

@@ -94,17 +94,17 @@ def _parquet(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | N
         return name in types and any(getattr(pa.types, f"is_{kind}")(types[name]) for kind in kinds)
 
     lists = [name for name in types if holds(name, "nested") or isinstance(types[name], pa.BaseExtensionType)]
-    label = next((name for name in LABELS if name in types), None)
+    label = next((name for name in LABELS if name in types and (name == LABELS[0] or not holds(name, "floating"))), None)
     if label in lists:
         raise Misuse(f"{path}: column {label} is of {types[label]}: one label for each image is needed")
-    column = next((name for name in COLUMNS if name in lists), lists[0] if len(lists) == 1 else None)
+    numbers = [n for n in types if n != label and holds(n, "floating", "integer") and not NO_DIMENSIONS.fullmatch(n)]
+    column = next((name for name in COLUMNS if name in lists), lists[0] if len(lists) == 1 and not numbers else None)
     if column:
         rows = table[column].to_pylist()
         if any(row is None or len(row) != len(rows[0]) for row in rows):
             raise Misuse(f"{path}: the lists in column {column} have different lengths: one of D numbers for each image is needed")
         found = np.array(rows)
     else:
-        numbers = [n for n in types if n != label and holds(n, "floating", "integer") and not NO_DIMENSIONS.fullmatch(n)]
         if not numbers:
             raise Misuse(
                 f"{path}: no embeddings in columns {', '.join(table.column_names)}: a list column {COLUMNS[0]}, or columns of numbers"

@@ -57,7 +57,7 @@ class Rows(Encoded):
 
     def holds(self, path: Path) -> bool:
         """All that lies in its folder: which files those of a table are is known to `datasets` alone."""
-        return any(path.resolve().is_relative_to(root) for root in self.roots)
+        return path.exists() and any(path.resolve().is_relative_to(root) for root in self.roots)
 
     def pick(self, rows: Tensor) -> Rows:
         return replace(self, rows=self.rows[rows], labels=picked(self.labels, rows))
@@ -126,7 +126,8 @@ def _labels(datasets: Any, table: Any) -> tuple[Tensor | None, tuple[str, ...]]:
 
 def _rows(datasets: Any, name: str, table: Any) -> Rows:
     kinds = table.features
-    column = next((c for c, kind in kinds.items() if isinstance(kind, datasets.Image) or _looks_encoded(kind)), None)
+    marked = (c for c, kind in kinds.items() if isinstance(kind, datasets.Image))
+    column = next(marked, next((c for c, kind in kinds.items() if _looks_encoded(kind)), None))
     if column is None:
         raise Misuse(f"data={PREFIX}{name}: no column of images; it has {', '.join(f'{c} ({type(k).__name__})' for c, k in kinds.items())}")
     labels, classes = _labels(datasets, table)

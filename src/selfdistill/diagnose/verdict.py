@@ -21,9 +21,9 @@ LOW_RANK = 1 / 3
 1 all of them alike"""
 SPANNED = 1 / 2
 """of ln(rank_limit): ln of the directions that vary at all. That the others do not is certain, so more may be left than above"""
-ONE_LINE = 1.2
-"""of direction_rank: below it nine tenths of what the directions vary is along one line, as of two points, whatever noise adds to the
-rank; healthy runs of the papers' recipes have 2 and more"""
+ONE_LINE = 1.05
+"""of direction_rank: below it 97 % of what the directions vary is along one line, as of two points, whatever noise adds to the rank;
+healthy runs of the papers' recipes have 2 and more"""
 ABSURD = 1e6
 """a loss beyond it has diverged, though finite: those of the methods start at ln K, some 10, or below"""
 UNIFORM, DOMINATED = 0.98, 0.1

@@ -92,7 +92,8 @@ class CentreTarget(SoftmaxTarget):
         if self._sums:
             total = sum(self._sums, start=self.centre.new_zeros(len(self.centre) + 1))
             some = total[-1] > 0  # a step without a masked patch moves nothing; to ask would wait for the device
-            self.centre.lerp_(total[:-1] / total[-1].clamp(min=1), (1 - self.m) * some.to(total.dtype))
+            mean, weight = total[:-1] / total[-1].clamp(min=1), (1 - self.m) * some.to(self.centre.dtype)
+            self.centre.lerp_(mean.to(self.centre.dtype), weight)
             self._sums.clear()
 
 

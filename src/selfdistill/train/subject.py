@@ -79,11 +79,12 @@ class Subject:
 
 def is_run(what: str | Path | Run) -> bool:
     name = str(what)
-    return isinstance(what, Run) or not (name in (RAW, RANDOM) or name.startswith(TIMM) or Path(name).suffix in (*WEIGHTS, CHECKPOINT))
+    other = name in (RAW, RANDOM) or name.startswith(TIMM) or Path(name).suffix in WEIGHTS or _is_checkpoint(what)
+    return isinstance(what, Run) or not other
 
 
 def _is_checkpoint(what: str | Path | Run) -> bool:
-    return not isinstance(what, Run) and Path(what).suffix == CHECKPOINT
+    return not isinstance(what, Run) and Path(what).suffix == CHECKPOINT and not Path(what).is_dir()
 
 
 def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str | Source | None = None) -> Subject:
@@ -125,7 +126,9 @@ def subject_on(what: str | Path | Run, settings: Sequence[str], to: str | Source
 
 def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source | None) -> Subject:
     if not isinstance(what, Run) and not Path(what).is_dir():
-        raise Misuse(f"{what}: neither a run folder nor {OTHERS}.{did_you_mean(str(what), (RAW, RANDOM))}")
+        raise Misuse(
+            f"{what}: neither a run folder, nor one of its checkpoints (.ckpt), nor {OTHERS}.{did_you_mean(str(what), (RAW, RANDOM))}"
+        )
     if settings:
         raise Misuse(f"{settings[0]}: {what} is a run, whose settings stand in its recipe.yaml; --to DATA takes it to other images")
     run = run_of(what)
@@ -136,7 +139,10 @@ def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source 
 
 def _of_checkpoint(file: Path, settings: Sequence[str], data: str | Source | None) -> Subject:
     """The encoder that a run keeps, as it was at one of its checkpoints (checkpoint.every, checkpoint.best)."""
-    run = load(file.absolute().parent.parent)
+    folder = file.absolute().parent.parent
+    if not (folder / "recipe.yaml").is_file():
+        raise Misuse(f"{file}: a checkpoint is read in its run folder, as RUN/checkpoints/last.ckpt")
+    run = load(folder)
     if settings:
         raise Misuse(f"{settings[0]}: {file} is of a run, whose settings stand in its recipe.yaml")
     source = run.source if data is None else _fitting(data, run.recipe)

@@ -26,7 +26,10 @@ def siamese_of(run: Run, checkpoint: Path | None = None) -> Siamese:
     none."""
     file = checkpoint or run.checkpoint
     if not file.exists():
-        raise Misuse(f"{run.path}: no {file.name}: the run has not come so far; --resume continues it")
+        way = "the run has not come so far; --resume continues it"
+        if checkpoint and run.checkpoint.exists():
+            way = f"there are {', '.join(sorted(p.name for p in file.parent.glob('*.ckpt')))}; checkpoint.every=N keeps more"
+        raise Misuse(f"{run.path}: no {file.name}: {way}")
     state = read(file, torch.device("cpu"))
     images = state.get("images") or len(run.source.train)
     siamese = Siamese(run.recipe, images, copy.deepcopy(run.own_encoder))
