@@ -16,7 +16,7 @@ class Browser:
     def __enter__(self):
         to, self.write = os.pipe()
         self.read, back = os.pipe()
-        self.home = tempfile.TemporaryDirectory()
+        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={self.home.name}"]
         self.process = subprocess.Popen(
             [CHROMIUM, *flags, "about:blank"],
