@@ -18,7 +18,7 @@ from selfdistill.ablate.em import alternate
 from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
 from selfdistill.data.images import Source
 from selfdistill.data.sources import OWN, Data, given
-from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
 from selfdistill.methods import METHODS
@@ -30,7 +30,7 @@ from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
-from selfdistill.train.resolve import cautions, resolve
+from selfdistill.train.resolve import cautions, recipe_of, resolve
 from selfdistill.train.run import Run, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
@@ -68,43 +68,6 @@ __all__ = [
 ]
 
 
-def recipe_of(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """A recipe by a method's name, a YAML file, a run folder, or a .py file that defines one, whose code is run; with `settings`,
-    "key=value". Raises `Misuse` for anything else."""
-    found = _recipe_of(name)
-    _check_method(found, settings)
-    return found.edit(settings)
-
-
-def _check_method(recipe: Recipe, settings: Sequence[str]) -> None:
-    """Raises `Misuse` for a setting that would only rename the method: its parts would be those of the recipe."""
-    for word in settings:
-        if word.startswith("method=") and word != f"method={recipe.method}":
-            raise Misuse(f"{word}: the method here is {recipe.method}; name another in its place: {word.removeprefix('method=')}")
-
-
-def _recipe_of(name: str | Path) -> Recipe:
-    path, name = Path(name), str(name)
-    if name in METHODS:
-        return METHODS[name]
-    if path.is_dir():
-        return load(path).recipe
-    if path.suffix == ".py":
-        return _defined_in(path)
-    if path.is_file():
-        return Recipe.from_yaml(path, METHODS)
-    known = f"{', '.join(METHODS)} (or name a recipe's YAML or .py file or a run folder)"
-    raise Misuse(f"{name}: no such method; there are {known}.{did_you_mean(name, METHODS)}")
-
-
-def _defined_in(path: Path) -> Recipe:
-    """The recipe that a Python file of the user's own defines, one and no more."""
-    found = {n: v for n, v in vars(use(path)).items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
-    if len(found) != 1:
-        raise Misuse(f"{path}: defines {', '.join(found) or 'no recipe'}: it must define one, MINE = sd.METHODS['byol'].edit([...])")
-    return next(iter(found.values()))
-
-
 def pretrain(
     method: str | Path | Recipe,
     *changes: str,
@@ -136,7 +99,6 @@ def pretrain(
         asked.append(f"encoder=python:{type(module).__name__}" if module else f"encoder={encoder}")
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     base = method if isinstance(method, Recipe) else recipe_of(method)
-    _check_method(base, asked)
     if resume:
         run = _resumable(out, asked, without, module, source)
         if base.method != run.recipe.method:

@@ -38,8 +38,6 @@ from selfdistill.views.draw import permutation
 ALTERNATION = ("predictor=none", "projector.bn=all", "projector.affine=false", "lr.warmup=0", "lr.base=0.1")
 """changes to SimSiam: the expectation is taken, not predicted; BatchNorm keeps the objective from falling by shrinking; at lr 0.7 an
 M-step of 20 steps overshoots, and the effective rank falls to a few"""
-
-
 NO_PART = ("teacher", "predictor", "stop_gradient", "terms", "labels")
 """slots of a recipe that the alternation does not look at"""
 

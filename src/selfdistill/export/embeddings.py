@@ -40,13 +40,14 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
     Raises `Misuse` for another ending, and for a file of the data set's.
     """
     check_place(out, "--out", list(WRITERS), subject.source.holds)
-    if out.suffix.lower() == ".parquet":
+    ending = out.suffix.lower()
+    if ending == ".parquet":
         require(f"--out {out}", "parquet", "pyarrow")
     table = out.with_suffix(".csv")
-    if out.suffix.lower() == ".npy" and table.exists() and not out.exists():
+    if ending == ".npy" and table.exists() and not out.exists():
         raise Misuse(f"--out {out}: {table}, which would come beside it, exists already and is not its own: name another file")
     total = len(subject.source.train) + len(subject.source.test or ())
-    WRITERS[out.suffix.lower()](out, embedded(subject, say), total, subject)
+    WRITERS[ending](out, embedded(subject, say), total, subject)
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +13,12 @@ from selfdistill.data.order import visible_labels
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
+from selfdistill.own import use
 from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import PRESETS, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.train.loggers import check as check_loggers
-from selfdistill.train.run import labelled
+from selfdistill.train.run import labelled, load
 
 REPAID = 10_000
 """steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
@@ -32,6 +34,43 @@ class Changed(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.old} -> {self.new} ({self.why})"
+
+
+def recipe_of(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by a method's name, a YAML file, a run folder, or a .py file that defines one, whose code is run; with `settings`,
+    "key=value". Raises `Misuse` for anything else."""
+    found = _recipe_of(name)
+    _check_method(found, settings)
+    return found.edit(settings)
+
+
+def _check_method(recipe: Recipe, settings: Sequence[str]) -> None:
+    """Raises `Misuse` for a setting that would only rename the method: its parts would be those of the recipe."""
+    for word in settings:
+        if word.startswith("method=") and word != f"method={recipe.method}":
+            raise Misuse(f"{word}: the method here is {recipe.method}; name another in its place: {word.removeprefix('method=')}")
+
+
+def _recipe_of(name: str | Path) -> Recipe:
+    path, name = Path(name), str(name)
+    if name in METHODS:
+        return METHODS[name]
+    if path.is_dir():
+        return load(path).recipe
+    if path.suffix == ".py":
+        return _defined_in(path)
+    if path.is_file():
+        return Recipe.from_yaml(path, METHODS)
+    known = f"{', '.join(METHODS)} (or name a recipe's YAML or .py file or a run folder)"
+    raise Misuse(f"{name}: no such method; there are {known}.{did_you_mean(name, METHODS)}")
+
+
+def _defined_in(path: Path) -> Recipe:
+    """The recipe that a Python file of the user's own defines, one and no more."""
+    found = {n: v for n, v in vars(use(path)).items() if isinstance(v, Recipe) and not any(v is known for known in METHODS.values())}
+    if len(found) != 1:
+        raise Misuse(f"{path}: defines {', '.join(found) or 'no recipe'}: it must define one, MINE = sd.METHODS['byol'].edit([...])")
+    return next(iter(found.values()))
 
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
@@ -62,6 +101,7 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
 
     `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where the encoder cannot look at them.
     """
+    _check_method(base, changes)
     asked = base.edit(changes)
     source = source or open_source(asked.data, asked.on_bad_image)
     preset = asked.preset

@@ -133,7 +133,7 @@ def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source 
         raise Misuse(f"{settings[0]}: {what} is a run, whose settings stand in its recipe.yaml; --to DATA takes it to other images")
     run = run_of(what)
     source = run.source if data is None else _fitting(data, run.recipe)
-    backbone = _placed(copy.deepcopy(run.backbone) if run is what else run.backbone)  # a run of the caller's keeps its own where it is
+    backbone = _placed(run.backbone)
     return Subject(str(run.path), backbone, run.recipe, source, run, None if data is None else _name(data))
 
 
@@ -160,7 +160,8 @@ def _built(name: str, recipe: Recipe) -> Backbone | RawPixels:
 
 
 def _placed(backbone: Backbone | RawPixels) -> Backbone | RawPixels:
-    return backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    """On the GPU, where there is one, a copy: the caller's run keeps its own where it is."""
+    return copy.deepcopy(backbone).to("cuda") if torch.cuda.is_available() else backbone
 
 
 def _method(settings: Sequence[str]) -> Recipe:
