@@ -161,6 +161,20 @@ def test_what_a_yaml_of_ones_own_leaves_out_is_as_the_method_has_it(tmp_path, te
     assert recipe_of(str(path)) == recipe.edit(settings)
 
 
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ("teacher.kind=snapshot", "teacher=snapshot"),
+        ("predictor.kind=none", "predictor=none"),
+        ("terms.views.loss.kind=nt-xent", "terms.views.loss=nt-xent"),
+        ("teacher.kind=ema", "seed=0"),  # what it is already keeps its fields
+    ],
+)
+def test_a_slots_kind_is_the_slots_own_word(long, short):
+    byol = METHODS["byol"].edit(["teacher.tau.base=0.5"])
+    assert byol.edit([long]) == byol.edit([short])
+
+
 def test_a_wrong_word_on_the_way_to_a_field_is_answered_with_the_whole_way():
     with pytest.raises(sd.Misuse, match=r"Did you mean views\.augment\.flip\?"):
         METHODS["byol"].edit(["view.augment.flip=0"])

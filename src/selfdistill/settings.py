@@ -61,6 +61,8 @@ def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -
     specs = specs_of(annotation)
     if not specs:
         raise Misuse(f"{key}={value}: {here} is a value and has no field {name}")
+    if names == ["kind"] and any(map(kind_of, specs)):  # teacher.kind=snapshot: another spec, with other fields, is teacher=snapshot
+        return node if node and node["kind"] == value else _parsed(annotation, node, value, here)
     if node is None:
         first = next(iter(specs[0].model_fields))
         raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={kind_of(specs[0]) or f'{{{first}: ...}}'}")
