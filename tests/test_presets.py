@@ -9,7 +9,7 @@ from selfdistill.methods import METHODS
 from selfdistill.presets import FEW, PRESETS, preset_for
 from selfdistill.recipe import diff
 from selfdistill.siamese import Siamese
-from selfdistill.train.resolve import cautions, on_data, resolve, with_preset
+from selfdistill.train.resolve import cautions, on_data, resolve, shown, with_preset
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -28,6 +28,19 @@ def test_every_preset_fits_every_method_and_says_what_it_changes(name, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_no_preset_keeps_the_papers_values(method):
     assert with_preset(METHODS[method], "none") == (METHODS[method], [])
+
+
+def test_show_prints_the_papers_values_until_data_or_a_preset_is_named():
+    paper, mine = METHODS["dino"], ["epochs=3"]
+    assert shown(paper, mine) == (paper.edit(mine), [])
+    recipe, changed = shown(paper, [*mine, "preset=digits"])
+    assert (recipe.encoder, recipe.epochs, recipe.precision) == (with_preset(paper, "digits")[0].encoder, 3, "auto")
+    assert "encoder.name" in {field.key for field in changed}
+    on_digits, _, same = resolve(paper, [*mine, "data=digits"])
+    assert shown(paper, [*mine, "data=digits"]) == (on_digits, same)
+    assert shown(on_digits, ["seed=1"]) == (on_digits.edit(["seed=1"]), [])  # a run has its preset's values already
+    with pytest.raises(Misuse, match="batch_size"):
+        shown(paper, ["data=digits", "batch_size=5000"])
 
 
 @pytest.mark.parametrize(

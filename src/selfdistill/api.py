@@ -30,7 +30,7 @@ from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
-from selfdistill.train.resolve import cautions, recipe_of, resolve
+from selfdistill.train.resolve import cautions, recipe_of, resolve, shown
 from selfdistill.train.run import Run, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
@@ -63,6 +63,7 @@ __all__ = [
     "predictor_gap",
     "pretrain",
     "recipe_of",
+    "shown",
     "use",
     "write_report",
 ]

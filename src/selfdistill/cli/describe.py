@@ -55,14 +55,14 @@ def show(
     method: Annotated[str, typer.Argument(help="a method, a recipe's YAML or .py file, or a run folder")],
     settings: Settings = None,
 ) -> None:
-    """Print a recipe: the paper's pseudocode and every field, with KEY=VALUE applied."""
+    """Print a recipe: the paper's pseudocode and every field, with KEY=VALUE applied; with data=DATA as a run on it has them."""
     from selfdistill import api
 
-    recipe = api.recipe_of(method, settings or [])
+    recipe, changed = api.shown(api.recipe_of(method), settings or [])
     module = sys.modules.get(f"selfdistill.methods.{recipe.method.replace('-', '_')}")
     if module and module.__doc__:
         print("".join(f"# {line}".rstrip() + "\n" for line in module.__doc__.splitlines()))
-    print(recipe.to_yaml(), end="")
+    print("".join(f"# preset {recipe.preset}: {field}\n" for field in changed) + recipe.to_yaml(), end="")
 
 
 @app.command()
