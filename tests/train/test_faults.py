@@ -239,3 +239,12 @@ def test_exit_codes_and_no_traceback_through_the_command_line(tmp_path):
     assert started.returncode == 128 + signal.SIGUSR1, err
     assert "--resume" in err
     assert "Traceback" not in err
+
+
+def test_a_run_whose_images_are_not_where_a_command_runs_is_named_with_that_place(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    run = sd.pretrain("simsiam", data=photos.name, out=tmp_path / "run", **PHOTOS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(sd.Misuse, match=f"the images of {run.path}, seen from {tmp_path / 'elsewhere'}: data={photos.name}"):
+        sd.load(run.path).knn()

@@ -105,7 +105,11 @@ class Run:
 
     @cached_property
     def source(self) -> Source:
-        return self._source or open_source(self.recipe.data, self.recipe.on_bad_image)
+        """Raises `Misuse` where the images are not, seen from the folder in which this program runs."""
+        try:
+            return self._source or open_source(self.recipe.data, self.recipe.on_bad_image)
+        except Misuse as e:
+            raise Misuse(f"the images of {self.path}, seen from {Path.cwd()}: {e}") from e
 
     @cached_property
     def backbone(self) -> Backbone:
