@@ -14,8 +14,9 @@ from PIL import Image
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
+from selfdistill.disk import taken
 from selfdistill.errors import Misuse
-from selfdistill.train import checkpoint
+from selfdistill.train import checkpoint, loop
 from selfdistill.train import run as run_module
 from tests.conftest import TINY, TINY_OF, VIT
 from tests.crash import lines, process, same, state_of, until
@@ -248,3 +249,14 @@ def test_a_run_whose_images_are_not_where_a_command_runs_is_named_with_that_plac
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(sd.Misuse, match=f"the images of {run.path}, seen from {tmp_path / 'elsewhere'}: data={photos.name}"):
         sd.load(run.path).knn()
+
+
+def test_a_run_that_fails_as_it_begins_lets_go_of_its_folder(tiny_source, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no room for a bank")
+
+    monkeypatch.setattr(loop, "Monitor", broken)
+    with pytest.raises(RuntimeError, match="no room") as kept:  # as a notebook keeps its last error, with all that it refers to
+        sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
+    assert kept
+    taken(tmp_path / "run").release()

@@ -103,18 +103,18 @@ def pretrain(
     clock = Clock(fabric.device, waits=profile)
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
     monitor = watch = lock = None
-    if fabric.is_global_zero:
-        lock = taken(out)
-        refused = next(n for n in count() if start - n not in passed_over)
-        monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
-        if recipe.probe_every == "auto":
-            console.print(f"probe_every={monitor.every}", highlight=False)
-        watch = Profile(out, siamese, recipe, clock) if profile else None
-        for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
-            (out / of_the_end).unlink(missing_ok=True)
-    guard = Guard(siamese, recipe, source.train, out, passed_over)
     ends = False
     try:
+        if fabric.is_global_zero:
+            lock = taken(out)
+            refused = next(n for n in count() if start - n not in passed_over)
+            monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
+            if recipe.probe_every == "auto":
+                console.print(f"probe_every={monitor.every}", highlight=False)
+            watch = Profile(out, siamese, recipe, clock) if profile else None
+            for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
+                (out / of_the_end).unlink(missing_ok=True)
+        guard = Guard(siamese, recipe, source.train, out, passed_over)
         with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():
             if monitor and start == 0:
                 with clock("probes and log"):
