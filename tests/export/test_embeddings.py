@@ -179,8 +179,8 @@ def test_an_image_that_turns_unreadable_is_said_and_nan(run, photos, tmp_path):
 def test_what_goes_wrong_leaves_the_old_file(run, tiny_run, photos, tmp_path):
     out = tmp_path / "e.npy"
     out.write_text("old")
-    with pytest.raises(sd.Misuse, match="images of 3 channels for a network of 1"):
-        sd.embed_to(tiny_run, str(photos), out)
+    with pytest.raises(sd.Misuse, match="images of 5 channels for a network of 1"):
+        sd.embed_to(tiny_run, Source("spectra", Pixels(torch.zeros(4, 5, 8, 8, dtype=torch.uint8))), out)
     (tmp_path / "photos.csv").write_text("of the user's own")
     for wrong, said in (
         ("e.txt", ".parquet or .npy"),

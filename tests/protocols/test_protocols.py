@@ -13,14 +13,15 @@ from PIL import Image
 
 import selfdistill as sd
 from selfdistill import protocols
-from selfdistill.data.images import Pixels, Source
+from selfdistill.data.images import Files, Pixels, Source
+from selfdistill.data.loader import in_memory
 from selfdistill.data.sources import digits
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.logistic import logistic
 from selfdistill.protocols import PROTOCOLS, mean_and_std
 from selfdistill.protocols.tuned import few_labels
-from selfdistill.train.subject import RawPixels, fitted, subject_of
+from selfdistill.train.subject import RawPixels, subject_of
 from tests.conftest import TINY, TINY_OF, VIT
 
 QUICK = [
@@ -146,14 +147,36 @@ def test_few_labels_are_the_same_number_of_each_class():
     assert labels[few_labels(labels, 1, seed=0)].tolist() == [0, 1, 2]
 
 
-def test_transfer_makes_grey_images_rgb_and_nothing_else():
+def test_transfer_makes_grey_images_rgb_and_colour_grey():
     source = digits()
-    rgb = fitted(source, 3)
+    rgb = source.of_channels(3)
     assert all(torch.equal(of.pixels, was.pixels.expand(-1, 3, -1, -1)) for of, was in ((rgb.train, source.train), (rgb.test, source.test)))
     assert torch.equal(rgb.test.labels, source.test.labels)
-    assert fitted(rgb, 3) is rgb
-    with pytest.raises(Misuse, match="3 channels for a network of 1"):
-        fitted(rgb, 1)
+    assert rgb.of_channels(3) is rgb
+    back = rgb.of_channels(1)
+    assert int((back.test.pixels.int() - source.test.pixels.int()).abs().max()) <= 1  # the weights of luma add up to 0.9999
+    with pytest.raises(Misuse, match="1 channels for a network of 5"):
+        source.of_channels(5)
+
+
+def test_colour_files_are_grey_levels_to_a_network_of_one_channel(tiny_run, tmp_path):
+    """As Pillow's L has them, to a level; and to a network of three as they are."""
+    draws = np.random.default_rng(0)
+    photos = [draws.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(4)]
+    paths = [tmp_path / f"{n}.png" for n in range(4)]
+    for path, photo in zip(paths, photos, strict=True):
+        Image.fromarray(photo).save(path)
+    source = Source("photos", Files(paths))
+    grey = source.of_channels(1)
+    assert grey.of_channels(3).train is source.train
+    assert (grey.train.path(1), grey.holds(paths[1]), len(grey.train.pick(torch.tensor([2])))) == (str(paths[1]), True, 1)
+    views = tiny_run.recipe.views
+    seen = in_memory(grey.train, views, workers=0).pixels
+    luma = torch.stack([torch.from_numpy(np.array(Image.fromarray(photo).convert("L"))) for photo in photos])[:, None]
+    assert seen.shape == (4, 1, views.size, views.size) == luma.shape
+    assert int((seen.int() - luma.int()).abs().max()) <= 1
+    assert torch.equal(tiny_run.embed(paths), tiny_run.embed(seen))
+    assert torch.equal(tiny_run.embed(source), tiny_run.embed(seen))
 
 
 def test_a_checkpoint_is_measured_as_the_run_was_then(tmp_path, tiny_source):

@@ -68,7 +68,7 @@ def test_load_embed_and_knn(tiny_run, tiny_source):
     again = sd.load(tiny_run.path)
     assert torch.equal(again.embed(tiny_source.test.pixels), h)
     with pytest.raises(sd.Misuse, match="channels"):
-        again.embed(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+        again.embed(torch.zeros(2, 5, 8, 8, dtype=torch.uint8))
 
 
 EXPECTATION = {"teacher": "expectation", "predictor": None, **{k: v for k, v in TINY.items() if not k.startswith("predictor")}}

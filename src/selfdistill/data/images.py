@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from selfdistill.data.reading import BadImage, Photo, inspect, open_photo, printable, read_image
 from selfdistill.errors import Misuse
@@ -17,7 +18,7 @@ from selfdistill.errors import Misuse
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BadImage", "Encoded", "Files", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
+__all__ = ["BadImage", "Encoded", "Files", "Grey", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
 
 
 @final
@@ -105,6 +106,31 @@ class Files(Encoded):
         return replace(self, paths=[self.paths[i] for i in rows], labels=picked(self.labels, rows))
 
 
+@final
+class Grey(Encoded):
+    """The same images for a network that looks at grey levels: their squares are of one channel (`data.loader`)."""
+
+    channels = 1
+
+    def __init__(self, of: Encoded):
+        self.of, self.labels, self.classes = of, of.labels, of.classes
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def open(self, i: int) -> AbstractContextManager[Photo]:
+        return self.of.open(i)
+
+    def path(self, i: int) -> str:
+        return self.of.path(i)
+
+    def holds(self, path: Path) -> bool:
+        return self.of.holds(path)
+
+    def pick(self, rows: Tensor) -> Grey:
+        return Grey(self.of.pick(rows))
+
+
 Images: TypeAlias = Pixels | Encoded
 
 
@@ -128,6 +154,22 @@ class Source:
     def holds(self, path: Path) -> bool:
         """Whether `path` is one of the files that its images are read from."""
         return any(images.holds(path) for images in (self.train, self.test, self.bank) if images is not None)
+
+    def of_channels(self, channels: int) -> Source:
+        """As a network of so many channels looks at it: grey images as RGB, colour as grey levels. Raises `Misuse` for other numbers."""
+        found = self.train.channels
+        if found == channels:
+            return self
+        if {found, channels} != {1, 3}:
+            raise Misuse(f"data={self.name}: images of {found} channels for a network of {channels}")
+
+        def seen(images: Images) -> Images:
+            if isinstance(images, Encoded):
+                return images.of if isinstance(images, Grey) else Grey(images)
+            return replace(images, pixels=images.pixels.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(images.pixels))
+
+        test, bank = (None if images is None else seen(images) for images in (self.test, self.bank))
+        return replace(self, train=seen(self.train), test=test, bank=bank)
 
     @property
     def left_out(self) -> str:

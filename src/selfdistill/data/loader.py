@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
 from selfdistill.data.order import micro_batches, visible_labels
@@ -186,7 +187,7 @@ class _Squares(Dataset[Any]):
                 square.fill_(124)
             else:
                 _resize(pixels, torch.tensor([[(H - side) // 2, (W - side) // 2, side, side]]), pixels.shape[0] / H, square[None])
-        return squares, bad
+        return rgb_to_grayscale(squares) if self.images.channels == 1 else squares, bad
 
 
 def _resize(pixels: np.ndarray, boxes: Tensor, scale: float, out: Tensor) -> None:

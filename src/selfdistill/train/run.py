@@ -137,16 +137,9 @@ class Run:
             images = Source("images", Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images]))
         if images.left_out:
             warnings.warn(images.left_out, stacklevel=2)
+        images = images.of_channels(self.recipe.encoder.channels)
         parts = [part for part in (images.train, images.test) if part is not None]
-        for part in parts:
-            self.check(part)
         return torch.cat([features_of(self.backbone, part, self.recipe, unreadable=math.nan) for part in parts])
-
-    def check(self, images: Images) -> None:
-        """Raises `Misuse` where the encoder cannot look at images."""
-        takes = self.recipe.encoder.channels
-        if images.channels != takes:
-            raise Misuse(f"images of {images.channels} channels for an encoder of {takes}: the run was made on {self.recipe.data}")
 
     def knn(self, k: int | None = None, temperature: float = 0.07, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. k: 20, or all where the bank has fewer, if
@@ -178,9 +171,10 @@ def load(path: str | Path, encoder: nn.Module | None = None, data: Data | None =
     run = Run(Path(path), encoder, images if isinstance(images, Source) else open_source(images))
     if images != run.recipe.data and not run.recipe.data.startswith(OWN):
         raise Misuse(f"{path}: a run of data={run.recipe.data}, which it opens itself; measure(..., to=images) takes it to others")
+    takes = run.recipe.encoder.channels
     for part in (run.source.train, run.source.test, run.source.bank):
-        if part is not None:
-            run.check(part)
+        if part is not None and part.channels != takes:
+            raise Misuse(f"images of {part.channels} channels for an encoder of {takes}: not those that the run was made on")
     return run
 
 

@@ -107,7 +107,7 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
     asked = base.edit(words)
     source = _opened(asked.data if data is None else data, asked)
     if own:  # they say what network it is
-        source = fitted(source, asked.encoder.channels)
+        source = source.of_channels(asked.encoder.channels)
     elif name == RAW:
         size = [f"views.size={min(source.train.pixels.shape[2:])}"] if isinstance(source.train, Pixels) else []
         words = [f"encoder.channels={source.train.channels}", "views.mean=[0]", "views.std=[1]", *size, *words]
@@ -214,23 +214,8 @@ class RawPixels(nn.Module):
         return F.pixel_unshuffle(x, 4)
 
 
-def fitted(source: Source, channels: int) -> Source:
-    """The images with as many channels as a network takes: grey ones in memory as RGB. Raises `Misuse` for others that differ."""
-    if source.train.channels == channels:
-        return source
-    if channels != 3 or source.train.channels != 1:
-        raise Misuse(f"data={source.name}: images of {source.train.channels} channels for a network of {channels}")
-
-    def rgb(images: Images | None) -> Images | None:
-        return Pixels(images.pixels.expand(-1, 3, -1, -1), images.labels, images.classes) if isinstance(images, Pixels) else images
-
-    train = rgb(source.train)
-    assert train is not None
-    return replace(source, train=train, test=rgb(source.test), bank=rgb(source.bank))
-
-
 def _fitting(data: str | Source, recipe: Recipe) -> Source:
-    return fitted(_opened(data, recipe), recipe.encoder.channels)
+    return _opened(data, recipe).of_channels(recipe.encoder.channels)
 
 
 def _opened(data: str | Source, recipe: Recipe) -> Source:
