@@ -312,17 +312,31 @@ def test_a_page_of_tables_counts_their_claims_and_leads_to_what_it_names(job, tm
     outcomes = ["HOLDS", "HOLDS", "UNDECIDED", "FAILS"]
     claim = {"says": "It is so.", "source": "Sec. 1", "where": ["a.knn > 0"], "evidence": "a.knn 0.9 > 0", "because": ""}
     table = {**results.record(job), "scale": scale, "claims": [{**claim, "id": f"c{i}", "outcome": o} for i, o in enumerate(outcomes)]}
-    where = results.write_page([table, {**table, "table": "second", "claims": []}], "the command", tmp_path)
+    second = {**table, "table": "a-second", "claims": []}
+    where = results.write_page([table, second], tmp_path)
     assert where == (tmp_path / page, tmp_path / "results" / claims)
     found = json.loads(where[1].read_text())
     assert [(c["outcome"], c["scale"], c["table"]) for c in found] == [(o, scale, "simsiam-ablation") for o in outcomes]
     text = where[0].read_text()
-    assert "`the command`" in text
     assert "Of 4 claims: 2 HOLDS, 1 UNDECIDED, 1 FAILS" in text
     assert f"]({lab_page})" in text
     assert f"results/{claims}" in text
-    for id in ("simsiam-ablation", "second"):
+    for id in ("simsiam-ablation", "a-second"):
         assert f'<a id="{id}"></a>\n\n## {id}: ' in text
+
+    made = [file.read_bytes() for file in where]
+    for again in ([table], [second], [second, table]):  # a table made anew stands in its place, and the others stay
+        results.write_page(again, tmp_path)
+        assert [file.read_bytes() for file in where] == made
+    results.write_page([{**table, "made": "another day", "claims": table["claims"][:2]}], tmp_path)
+    text = where[0].read_text()
+    assert "Of 2 claims: 2 HOLDS, 0 UNDECIDED, 0 FAILS" in text
+    assert text.count("Made on another day.") == 1
+    assert text.count(f"Made on {table['made']}.") == 1
+    assert len(json.loads(where[1].read_text())) == 2
+    where[1].write_text("[1")
+    with pytest.raises(Misuse, match="move it away"):
+        results.write_page([table], tmp_path)
 
 
 def test_a_measure_asked_for_later_is_added_without_training(job):

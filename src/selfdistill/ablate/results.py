@@ -6,11 +6,14 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
@@ -52,6 +55,7 @@ def record(job: Job) -> dict[str, Any]:
         "settings": list(job.settings),
         "seeds": 1 + max(seed for _, seed in job.cells),
         "versions": versions(),
+        "made": f"{date.today()}, {machine()}, PyTorch {versions()['torch']}",
         "rows": rows,
         "claims": [
             {
@@ -99,7 +103,8 @@ def markdown(found: dict[str, Any], level: int = 1) -> str:
     parts = [
         f"{'#' * level} {found['table']}: {found['says']}",
         f"{found['source']}. `{found['command']}`: {' '.join(found['settings'])}; {over}."
-        + (" Published figures are per cent, in the paper's own setting." if header[-1].startswith("published") else ""),
+        + (" Published figures are per cent, in the paper's own setting." if header[-1].startswith("published") else "")
+        + f" Made on {found['made']}.",
         *([found["note"]] if found["note"] else []),
         "\n".join([_line(header), _line(["---"] * len(header)), *(_line(line) for line in lines)]),
         *(["\n".join(_claimed(claim) for claim in found["claims"])] if found["claims"] else []),
@@ -160,32 +165,55 @@ def claims_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**claim, "table": found["table"], "scale": found["scale"]} for found in records for claim in found["claims"]]
 
 
-def write_page(records: Sequence[dict[str, Any]], command: str, docs: Path) -> tuple[Path, Path]:
-    """The page of several tables of one scale, and their claims as JSON.
+def write_page(records: Sequence[dict[str, Any]], docs: Path) -> tuple[Path, Path]:
+    """The page of the tables of one scale, and their claims as JSON: `records`, and what stood there of other tables, as it was.
 
     `tiny` makes docs/results.md and docs/results/claims.json, another scale docs/results/SCALE.md and docs/results/claims-SCALE.json.
+    Raises `Misuse` where the claims that are there cannot be read.
     """
     scale = records[0]["scale"]
-    page, claims = ("results.md", "claims.json") if scale == "tiny" else (f"results/{scale}.md", f"claims-{scale}.json")
-    (docs / "results").mkdir(parents=True, exist_ok=True)
-    write_whole(docs / "results" / claims, json.dumps(claims_of(records), indent=2) + "\n")
-    write_whole(docs / page, summary(records, command, claims, "lab.md" if scale == "tiny" else "../lab.md"))
-    return docs / page, docs / "results" / claims
+    tiny = scale == "tiny"
+    page = docs / ("results.md" if tiny else f"results/{scale}.md")
+    figures = docs / "results" / ("claims.json" if tiny else f"claims-{scale}.json")
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    made = {found["table"]: markdown(found, 2) for found in records}
+    sections = dict(sorted(((_sections(page.read_text()) if page.exists() else {}) | made).items()))
+    there = [claim for claim in _list_of(figures) if claim["table"] in sections.keys() - made.keys()]
+    claims = sorted([*there, *claims_of(records)], key=lambda claim: list(sections).index(claim["table"]))
+    write_whole(figures, json.dumps(claims, indent=2) + "\n")
+    write_whole(page, _overview(claims, scale, f"results/{figures.name}", "lab.md" if tiny else "../lab.md") + _joined(sections))
+    return page, figures
 
 
-def summary(records: Sequence[dict[str, Any]], command: str, figures: str, how: str) -> str:
-    """The page's text: how many claims hold, each in a line, then the tables. figures, how: the claims' file and lab.md from there."""
-    claims = claims_of(records)
+def _overview(claims: Sequence[dict[str, Any]], scale: str, figures: str, how: str) -> str:
+    """How many claims hold, and each in a line. figures, how: the claims' file and lab.md from there."""
     counts = {o: sum(claim["outcome"] == o for claim in claims) for o in ("HOLDS", "UNDECIDED", "FAILS")}
     said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
-    overview = [_line(["claim", "outcome", "table"]), _line(["---"] * 3)]
-    overview += [_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims]
     parts = [
         "# What the papers claim, measured\n",
-        f"Written by `{command}` on {date.today()} ({machine()}, PyTorch {versions()['torch']}); the figures are in "
-        f"results/{figures}. Of {len(claims)} claims: {said}.",
+        f"Of {len(claims)} claims: {said}; their figures are in {figures}. Each table says when and where it was made; "
+        f"`selfdistill reproduce TABLE --scale {scale} --seeds 3 --docs DIR` makes it anew in its place.\n",
         f"A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md]({how})). At a small scale claims are "
         "about direction and order, not about the papers' figures, which stand in the last column.\n",
-        "\n".join(overview) + "\n",
+        _line(["claim", "outcome", "table"]),
+        _line(["---"] * 3),
+        *(_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims),
     ]
-    return "\n".join(parts) + "\n" + "\n".join(f'<a id="{found["table"]}"></a>\n\n{markdown(found, 2)}' for found in records)
+    return "\n".join(parts) + "\n\n"
+
+
+def _joined(sections: dict[str, str]) -> str:
+    return "\n".join(f'<a id="{name}"></a>\n\n{text}' for name, text in sections.items())
+
+
+def _sections(page: str) -> dict[str, str]:
+    """What `_joined` put together."""
+    _, *parts = re.split(r'^<a id="([\w-]+)"></a>\n\n', page, flags=re.MULTILINE)
+    return {name: text.strip() + "\n" for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _list_of(file: Path) -> list[dict[str, Any]]:
+    try:
+        return TypeAdapter(list[dict[str, Any]]).validate_json(file.read_text()) if file.exists() else []
+    except ValidationError as e:
+        raise Misuse(f"{file}: no list of claims: move it away, and it is made anew") from e

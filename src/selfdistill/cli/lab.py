@@ -102,7 +102,7 @@ def reproduce(
     if page_in and not plan:
         from selfdistill.ablate.results import write_page
 
-        page, claims = write_page(records, command("--all" if all_ else str(name)), page_in)
+        page, claims = write_page(records, page_in)
         console.print(f"{page} and {claims}", soft_wrap=True)
 
 
