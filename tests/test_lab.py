@@ -20,7 +20,7 @@ from rich.console import Console
 import selfdistill as sd
 from selfdistill.ablate import cells, lab, results
 from selfdistill.ablate.claims import MARGIN, Claim, judge, judge_predicate, terms
-from selfdistill.ablate.edits import EDITS
+from selfdistill.ablate.edits import EDITS, without
 from selfdistill.ablate.figures import METRICS, figures_of, verdicts
 from selfdistill.ablate.table import published, read, tables
 from selfdistill.data.images import Pixels, Source
@@ -28,6 +28,7 @@ from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 from selfdistill.recipe import diff
+from selfdistill.train.resolve import recipe_of, resolve
 from tests.conftest import TINY
 
 FAST = [f"{k}={v}" for k, v in {**TINY, "epochs": 1, "batch_size": 128}.items()]
@@ -241,7 +242,8 @@ def job(tmp_path_factory):
     """A small table, trained: simsiam with and without stop-gradient."""
     folder = tmp_path_factory.mktemp("lab")
     recipe = tables()["simsiam-fig2"].recipe("with", "tiny", SMALL)
-    made = lab.job(lab.ablation(recipe, 1437, ["stop-gradient"], SMALL), "tiny", 2, [], folder, "the command")
+    table = lab.ablation("simsiam", METHODS["simsiam"], recipe, 1437, ["stop-gradient"], SMALL)
+    made = lab.job(table, "tiny", 2, [], folder, "the command")
     said = []
     assert cells.train_all(lab.all_cells([made]), 1, said.append) == []
     assert len(said) == 4
@@ -255,6 +257,21 @@ def test_what_is_done_is_not_done_again(job):
     assert said == []
     assert lab.estimate([job]) == (0, 0.0)
     assert before == {c.folder: (c.folder / "summary.json").stat().st_mtime_ns for c in job.cells.values()}
+
+
+def test_a_recipe_of_ones_own_and_a_run_are_taken_apart_as_they_are(command, job, tmp_path):
+    """Not as the method of that name is."""
+    (tmp_path / "mine.yaml").write_text("method: byol\nteacher: {tau: {base: 0.5}}\nprojector: {out: 32}\n")
+    mine = recipe_of(tmp_path / "mine.yaml")
+    run = job.cells["stop-gradient", 0]
+    for base, edit in ((mine, "predictor"), (run.recipe, "cosine")):
+        recipe, source, _ = resolve(base, [])
+        made = lab.job(lab.ablation("mine", base, recipe, len(source.train), [edit], []), "tiny", 1, [], tmp_path, "ablate")
+        assert made.cells["as-it-is", 0].recipe == recipe
+        assert made.cells[edit, 0].recipe == recipe.edit(without(recipe, [edit]))
+    for what, name in (("mine.yaml", "mine"), (str(run.folder), run.folder.name)):
+        code, out, _ = command("ablate", what, "--edits", "predictor", "--plan")
+        assert (code, f"{name}-ablation" in out) == (0, True)
 
 
 def test_one_field_is_changed_in_each_row(job):

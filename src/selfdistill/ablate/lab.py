@@ -60,7 +60,7 @@ class Job(NamedTuple):
 def job(table: Table, scale: ScaleName, seeds: int, settings: Sequence[str], lab: Path, command: str) -> Job:
     """A table's cells, resolved; nothing is run. settings: the user's, over the table's. Raises `Misuse` for what cannot be built."""
     rows = table.at(scale)
-    if scale == "paper" and not any(s.startswith("data=") for s in settings):
+    if scale == "paper" and not any(s.startswith("data=") for s in (*table.scales[scale].settings, *settings)):
         raise Misuse(f"--scale paper: name the images, data=path/to/imagenet/train ({table.id} is an ImageNet table)")
     if any(s.startswith("seed=") for s in (*table.scales[scale].settings, *settings)):
         raise Misuse("seed=...: the lab runs seeds 0 to N - 1: --seeds N")
@@ -109,18 +109,19 @@ RATE = 1_000
 """images of 28 x 28 pixels and less that a small ResNet trains on in a second of one core (digits 1,300, Fashion-MNIST 900)"""
 
 
-def ablation(recipe: Recipe, images: int, names: Sequence[str], settings: Sequence[str]) -> Table:
-    """A table of one method: a resolved recipe as it is, and without each of the named edits. images: that it trains on. settings: what
-    made the recipe of the method's own. Raises `Misuse` for an edit that does not fit."""
-    for name in names:
-        recipe.edit(without(recipe, [name]))
-    rows = {"as-it-is": Row(says=f"{recipe.method} with all its ingredients")}
-    rows |= {name: Row(says=f"{EDITS[name].what} ({EDITS[name].source})", without=(name,)) for name in names}
+def ablation(name: str, base: Recipe, recipe: Recipe, images: int, names: Sequence[str], settings: Sequence[str]) -> Table:
+    """A table of one recipe: as it is, and without each of the named edits. name: the table's. recipe: what `settings` and the data's
+    preset made of `base`. images: that it trains on. Raises `Misuse` for an edit that does not fit."""
+    for edit in names:
+        recipe.edit(without(recipe, [edit]))
+    rows = {"as-it-is": Row(says=f"{name} with all its ingredients")}
+    rows |= {edit: Row(says=f"{EDITS[edit].what} ({EDITS[edit].source})", without=(edit,)) for edit in names}
     return Table(
-        id=f"{recipe.method}-ablation",
+        id=f"{name}-ablation",
         says="one ingredient taken out at a time",
         source="each row's own",
         method=recipe.method,
+        base=base,
         scales={"tiny": Scale(settings=tuple(settings), seconds=recipe.epochs * images * max(1, recipe.views.size / 28) ** 2 / RATE)},
         rows=rows,
     )

@@ -66,6 +66,8 @@ class Table(Spec):
     """what it asks, in a few words"""
     source: str
     method: str
+    base: Recipe | None = None
+    """what the rows edit where it is not the method's own recipe"""
     published: str = ""
     """its key in published.json"""
     figure: str = ""
@@ -101,9 +103,10 @@ class Table(Spec):
         return {name: row for name, row in self.rows.items() if scale in row.only}
 
     def asked(self, name: str, scale: ScaleName, settings: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
-        """A row's method, and what is changed in it: by the scale, by the row, then by the user's `settings`."""
+        """A row's recipe, and what is changed in it: by the scale, by the row, then by the user's `settings`."""
         row = self.rows[name]
-        return METHODS[row.method or self.method], [*self.scales[scale].settings, *row.settings, *row.at.get(scale, ()), *settings]
+        base = METHODS[row.method] if row.method else self.base or METHODS[self.method]
+        return base, [*self.scales[scale].settings, *row.settings, *row.at.get(scale, ()), *settings]
 
     def recipe(self, name: str, scale: ScaleName, settings: Sequence[str] = (), source: Source | None = None) -> Recipe:
         """A row, resolved, the data's preset among it; then its ingredients are taken out. `source`: the data, where it is open."""

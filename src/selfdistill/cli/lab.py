@@ -27,7 +27,7 @@ Plan = Annotated[bool, typer.Option("--plan", help="say what would be run and wh
 
 @app.command()
 def ablate(
-    method: Annotated[str | None, typer.Argument(help="a name that `selfdistill methods` lists")] = None,
+    method: Annotated[str | None, typer.Argument(help="a method, a recipe's YAML or .py file, or a run folder")] = None,
     settings: Settings = None,
     edits: Annotated[str | None, typer.Option(help="names from --list with commas; all that fit if not given")] = None,
     seeds: Seeds = 1,
@@ -48,11 +48,14 @@ def ablate(
             table.add_row(name, edit.setting, edit.what, edit.source)
         console.print(table)
         return
-    if method not in api.METHODS:
-        raise Misuse(f"METHOD {method or 'is missing'}: {', '.join(api.METHODS)}. For example: selfdistill ablate simsiam data=digits")
-    recipe, source, _ = resolve(api.METHODS[method], settings or [])
+    if method is None or "=" in method:
+        raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill ablate simsiam data=digits")
+    base = api.recipe_of(method)
+    recipe, source, _ = resolve(base, settings or [])
     names = lab.fitting(recipe) if edits is None else [name.strip() for name in edits.split(",")]
-    table_ = lab.ablation(recipe, len(source.train), names, settings or [])
+    named = Path(method).absolute()
+    name = named.stem if named.is_file() else named.name
+    table_ = lab.ablation(name, base, recipe, len(source.train), names, settings or [])
     _run([lab.job(table_, "tiny", seeds, [], out, _command())], jobs, out, plan)
 
 
