@@ -215,6 +215,22 @@ def test_a_table_that_datasets_did_not_write(tmp_path, cells):
     assert not source.holds(tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize("held", ["test", "validation"])
+def test_held_out_words_are_the_classes_that_training_rows_have(tmp_path, held):
+    """A split with some of the classes has their numbers, and one with another class is not taken."""
+    pytest.importorskip("datasets")
+    words = {"train": ["cat", "dog", "owl"] * 8, held: ["owl", None, "dog"], "val": ["elk", "owl"]}
+    for split, labels in words.items():
+        rows = {"picture": [jpeg(i) for i in range(len(labels))], "label": labels}
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+    source = open_source(f"hf:{tmp_path}")
+    assert source.train.classes == source.test.classes == ("cat", "dog", "owl")
+    assert source.test.labels.tolist() == [2, -1, 1]
+    (tmp_path / f"{held}.parquet").unlink()
+    alone = open_source(f"hf:{tmp_path}")
+    assert (len(alone.train) + len(alone.test), alone.test.classes) == (24, alone.train.classes)  # a tenth is held out
+
+
 def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder(tmp_path):
     folder(tmp_path)
     write(tmp_path / "backup.tar", {"a.jpg": jpeg(1)})

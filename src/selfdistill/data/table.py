@@ -80,14 +80,25 @@ def open_table(data: str) -> Source:
     train = splits.get("train", next(iter(splits.values())))
     images = _rows(datasets, name, train)
     held = (_rows(datasets, name, splits[s]) for s in HELD_OUT if s in splits and splits[s] is not train)
-    # A test split whose labels are kept secret, all of them -1, is common on the hub.
-    test = next((rows for rows in held if images.labels is None or (rows.labels is not None and bool((rows.labels >= 0).any()))), None)
+    test = next((rows for rows in (_classed_as(images, rows) for rows in held) if rows is not None), None)
     if test is not None:
         return Source(data, images, test)
     if images.labels is None:
         return Source(data, images, notes=("no labels: no column of the set is a ClassLabel, or called label",))
     images, test, note = tenth_held_out(images, [str(i) for i in range(len(images))])
     return Source(data, images, test, notes=(note,))
+
+
+def _classed_as(train: Rows, held: Rows) -> Rows | None:
+    """Held-out rows with the numbers that `train` has for the same classes. None where they have no labels, or others, and `train` has:
+    a test split whose labels are kept secret, all of them -1, is common on the hub."""
+    if train.labels is None:
+        return held
+    used = set() if held.labels is None else {held.classes[y] for y in held.labels.unique().tolist() if y >= 0}
+    if held.labels is None or not set() < used <= set(train.classes):
+        return None
+    place = torch.tensor([train.classes.index(c) if c in used else -1 for c in held.classes] + [-1])  # the last: of -1, no label
+    return replace(held, labels=place[held.labels], classes=train.classes)
 
 
 def _load(datasets: Any, name: str) -> Any:
