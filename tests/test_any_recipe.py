@@ -11,6 +11,7 @@ from selfdistill.api import recipe_of
 from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, leaves
+from selfdistill.settings import yaml_from, yaml_of
 from tests.conftest import NET, TINY_OF
 from tests.test_hostile import EFFORT
 
@@ -152,6 +153,9 @@ def test_masked_views_take_one_way_pairs(tiny_source, tmp_path):
         ("method: byol\nteacher: {kind: snapshot, every: 3}\npredictor: null\n", ["teacher=snapshot", "every=3", "predictor=none"]),
         ("method: dino\nterms: {views: {weight: {base: 2}}}\n", ["terms.views.weight=2"]),
         ("method: ibot\nencoder: {options: {depth: 3}}\n", ["encoder.options={depth: 3}"]),
+        ("method: byol\nteacher: snapshot\nteacher.every: 3\npredictor: none\n", ["teacher=snapshot", "every=3", "predictor=none"]),
+        ("method: byol\nencoder: resnet18\nlr: 0.3\nteacher: {tau: 0.5}\n", ["encoder=resnet18", "lr=0.3", "teacher.tau=0.5"]),
+        ("method: byol\nviews.augment.flip: 0\nstop_gradient: true\n", ["views.augment.flip=0"]),
     ],
 )
 def test_what_a_yaml_of_ones_own_leaves_out_is_as_the_method_has_it(tmp_path, text, settings):
@@ -159,6 +163,21 @@ def test_what_a_yaml_of_ones_own_leaves_out_is_as_the_method_has_it(tmp_path, te
     path.write_text(text)
     recipe = METHODS[yaml.safe_load(text)["method"]]
     assert recipe_of(str(path)) == recipe.edit(settings)
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.5e3", "2E+4", ".5e-1", "0.001", "3"])
+def test_a_number_in_yaml_is_what_it_is_on_the_command_line(tmp_path, number):
+    """PyYAML's own rules, of YAML 1.1, take 1e-3 for a word."""
+    (tmp_path / "mine.yaml").write_text(f"method: byol\nlr: {number}\nencoder: {{options: {{rate: {number}}}}}\n")
+    mine = recipe_of(tmp_path / "mine.yaml")
+    assert mine == METHODS["byol"].edit([f"lr={number}", f"encoder.options={{rate: {number}}}"])
+    assert (mine.lr.base, mine.encoder.options) == (float(number), {"rate": float(number)})
+
+
+@given(st.one_of(st.text(), st.from_regex(r"[-+]?[\d.]*[eE]?[-+]?\d*", fullmatch=True), st.floats(allow_nan=False), st.integers()))
+def test_what_is_written_as_yaml_is_read_as_it_was(value):
+    found = yaml_of(yaml_from({"data": value}))["data"]
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from selfdistill.errors import Misuse
@@ -19,7 +18,7 @@ from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
 from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
-from selfdistill.settings import edited, specs_of, yaml_of
+from selfdistill.settings import edited, specs_of, yaml_from, yaml_of
 from selfdistill.spec import Spec, kind_of, problems
 from selfdistill.views.spec import Crops
 
@@ -208,12 +207,12 @@ class Recipe(Spec):
         return _validated(tree)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        return yaml_from(self.model_dump(mode="json"))
 
     @classmethod
     def from_yaml(cls, path: Path, methods: Mapping[str, Recipe] | None = None) -> Recipe:
-        """A recipe from its file. What a file of a user's own leaves out is as its method has it, where `methods` holds that; a run's is
-        whole. Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
+        """A recipe from its file. What a file of a user's own leaves out is as its method has it, where `methods` holds that, and a slot's
+        word in it, or a path with dots, is what it is on a command line; a run's is whole. Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
         try:
             tree = yaml_of(path.read_text())
         except (OSError, ValueError) as e:
@@ -224,7 +223,8 @@ class Recipe(Spec):
         try:
             check_format(made["format"], made["versions"])
             base = methods.get(str(tree.get("method"))) if methods and made["format"] is None else None
-            return _validated(_over(base, tree))
+            words = [] if base is None else [f"{key}={tree.pop(key)}" for key, value in list(tree.items()) if _is_setting(key, value)]
+            return _validated(_over(base, tree)).edit(words)
         except Misuse as e:
             unknown = [key for key in tree if key not in cls.model_fields]
             raise Misuse(
@@ -263,8 +263,17 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
+def _is_setting(key: Any, value: Any) -> bool:
+    """Whether `key: value` of a YAML of a user's own is `key=value`: teacher: snapshot, lr: 0.1, views.augment.flip: 0."""
+    hints = get_type_hints(Recipe, include_extras=True)
+    return isinstance(value, str | int | float) and ("." in str(key) or bool(specs_of(hints.get(key))))
+
+
 def _over(base: Any, tree: Any) -> Any:
-    """Plain data over a spec: what it leaves out is the spec's, unless it is of another kind. Of a dict what `tree` names stays."""
+    """Plain data over a spec: what it leaves out is the spec's, unless it is of another kind; a number for a schedule sets its base. Of a
+    dict what `tree` names stays."""
+    if isinstance(base, Schedule) and isinstance(tree, int | float):
+        return base.model_dump() | {"base": tree}
     if not isinstance(tree, dict):
         return tree
     if isinstance(base, dict):

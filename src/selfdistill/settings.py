@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from difflib import get_close_matches
@@ -23,6 +24,19 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not taken: write the value out")
         return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes words that `_Loader` would read as numbers."""
+
+
+for side in (_Loader, _Dumper):  # as YAML 1.2 and Python have it: in 1.1, PyYAML's, 1e-3 and 1.5e3 are words
+    side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def yaml_from(tree: Any) -> str:
+    """Plain data as YAML, in the order that it has; `yaml_of` reads the same from it."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def yaml_of(text: str) -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.backbone import Backbone, device_of
 from selfdistill.recipe import FORMAT, Recipe
-from selfdistill.settings import yaml_of
+from selfdistill.settings import yaml_from, yaml_of
 from selfdistill.train.weights import fill, tensors
 
 EVALUATION, DIAGNOSIS = "evaluation.json", "diagnosis.json"
@@ -262,7 +261,7 @@ def new_folder(out: Path | None, stem: str) -> Path:
 
 def make_folder(out: Path, recipe: Recipe) -> None:
     """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
-    record = recipe.to_yaml() + yaml.safe_dump({"format": FORMAT, "versions": versions()}, sort_keys=False)
+    record = recipe.to_yaml() + yaml_from({"format": FORMAT, "versions": versions()})
     try:
         with whole_folder(out) as folder:
             (folder / "checkpoints").mkdir()
