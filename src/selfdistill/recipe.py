@@ -211,8 +211,9 @@ class Recipe(Spec):
 
     @classmethod
     def from_yaml(cls, path: Path, methods: Mapping[str, Recipe] | None = None) -> Recipe:
-        """A recipe from its file. What a file of a user's own leaves out is as its method has it, where `methods` holds that, and a slot's
-        word in it, or a path with dots, is what it is on a command line; a run's is whole. Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
+        """A recipe from its file: a run's, which is whole, or a user's own, where `methods` holds its method. What that leaves out is as
+        the method has it; a slot's word, or a path with dots, is what it is on a command line. Raises `Misuse` when the file is missing,
+        is no YAML, or is no recipe."""
         try:
             tree = yaml_of(path.read_text())
         except (OSError, ValueError) as e:

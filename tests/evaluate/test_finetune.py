@@ -89,6 +89,15 @@ def test_without_any_a_tenth_is_held_out_and_then_all_are_learnt(monkeypatch):
     assert found.accuracy > 0.95
 
 
+def test_one_rate_is_no_choice():
+    """Of a bank too small to hold a tenth out; with images to choose on, it is what one of two would be."""
+    pixels, labels = bars(100)
+    few, others, test = (pixels[:15], labels[:15]), (pixels[20:40], labels[20:40]), (pixels[40:], labels[40:])
+    alone = finetune_accuracy(net(), *few, *test, WHOLE, (2.0,), epochs=10)
+    assert alone == finetune_accuracy(net(), *few, *test, WHOLE, (2.0,), others, epochs=10)
+    assert alone == finetune_accuracy(net(), *few, *test, WHOLE, (2.0, 1e-9), others, epochs=10)
+
+
 def test_adamw_too():
     from selfdistill.parts.optim import AdamW
 

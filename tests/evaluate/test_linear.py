@@ -11,6 +11,7 @@ from torch import nn
 
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.linear import RATES, held_out, linear_accuracy, linear_probe, predict, train_linear
+from selfdistill.evaluate.logistic import logistic
 from selfdistill.views.draw import permutation
 
 
@@ -115,6 +116,15 @@ def test_a_bank_too_small_to_hold_a_tenth_out():
     with pytest.raises(Misuse, match="19 labelled images are too few"):
         linear_accuracy(x[:19], labels[:19], x, labels)
     assert 0 <= linear_accuracy(x, labels, x, labels, epochs=2) <= 1
+
+
+def test_one_rate_is_no_choice_and_needs_no_tenth():
+    x, labels = blobs(15)
+    probe = linear_probe(x, labels, rates=(0.1,), epochs=3)
+    assert torch.equal(probe.layers[0], train_linear(((x - x.mean(0)) / x.std(0)).float(), labels, 3, (0.1,), 3)[0])
+    assert logistic(x.float(), labels, x.float(), labels, strengths=(1.0,)).accuracy > 0.3
+    with pytest.raises(Misuse, match="one class"):
+        logistic(x.float(), torch.zeros_like(labels), x.float(), labels, strengths=(1.0,))
 
 
 @pytest.mark.parametrize("n", [20, 97])

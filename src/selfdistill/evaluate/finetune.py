@@ -47,23 +47,22 @@ def finetune_accuracy(
 
     backbone: images [B, C, S, S] to features [B, F]; it is copied, not changed. The learning rate is the best of `rates` on
     `validation`, images and labels, else on a tenth of the bank with at most TRIAL others to learn from; it is then trained on all of
-    the bank. `settings`: of `finetune`. Raises `Misuse` for a bank too small to hold a tenth out.
+    the bank. `settings`: of `finetune`. Raises `Misuse` for a bank too small to hold a tenth out, where there is a choice.
     """
-    learnt, judged = (bank, labels), validation
-    if judged is None:
-        held, rest = held_out(labels, "fine-tuning", settings.get("seed", 0))
-        learnt, judged = (bank[rest[:TRIAL]], labels[rest[:TRIAL]]), (bank[held], labels[held])
-    classes = int(labels.max()) + 1
-    best, tuned = -1.0, Tuned(0.0, rates[0])
-    network = backbone
-    for rate in rates if len(rates) > 1 or validation is not None else ():
-        tried = finetune(backbone, *learnt, classes, views, rate, **settings)
-        reached = _accuracy(tried, *judged, views)
-        if reached > best:
-            best, network, tuned = reached, tried, Tuned(0.0, rate)
-    if validation is None:
-        network = finetune(backbone, bank, labels, classes, views, tuned.rate, **settings)
-    return Tuned(_accuracy(network, queries, targets, views), tuned.rate)
+    classes, network, chosen, best = int(labels.max()) + 1, backbone, rates[0], -1.0
+    if len(rates) > 1:
+        learnt, judged = (bank, labels), validation
+        if judged is None:
+            held, rest = held_out(labels, "fine-tuning", settings.get("seed", 0))
+            learnt, judged = (bank[rest[:TRIAL]], labels[rest[:TRIAL]]), (bank[held], labels[held])
+        for rate in rates:
+            tried = finetune(backbone, *learnt, classes, views, rate, **settings)
+            reached = _accuracy(tried, *judged, views)
+            if reached > best:
+                best, network, chosen = reached, tried, rate
+    if validation is None or len(rates) == 1:  # else the chosen one has learnt from all of the bank
+        network = finetune(backbone, bank, labels, classes, views, chosen, **settings)
+    return Tuned(_accuracy(network, queries, targets, views), chosen)
 
 
 @denormals_flushed()

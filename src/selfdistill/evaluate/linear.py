@@ -60,10 +60,12 @@ def linear_probe(
     The learning rate is the best of `rates` on `validation`, or on a tenth of the bank where there is none; the classifier is then
     trained on all of the bank. SGD with momentum 0.9, cosine, no weight decay (SimSiam App. A, DINO App. F.2), on features
     standardised by the bank's mean and std, as a BatchNorm without scale and shift would (MAE App. A.1).
-    Raises `Misuse` for a bank too small to hold a tenth out.
+    Raises `Misuse` for a bank too small to hold a tenth out, where there is a choice.
     """
     mean, std = moments(bank)
     x, classes = standardised(bank, mean, std), int(labels.max()) + 1
+    if len(rates) == 1:
+        return Probe(mean, std, train_linear(x, labels, classes, rates, epochs, batch_size, seed), rates[0])
     if validation is None:
         held, rest = held_out(labels, "linear probe", seed)
         learnt, judged = (x[rest], labels[rest]), (x[held], labels[held])

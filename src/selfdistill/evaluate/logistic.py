@@ -33,22 +33,23 @@ def logistic(
     seed: int = 0,
 ) -> Solved:
     """scikit-learn's L-BFGS on standardised features, C the best of `strengths` on a tenth of the bank, as Radford et al. 2021 (CLIP,
-    App. A.3) sweep it; at most `steps`. Features [N, F] and [Q, F], labels [N] and [Q]. Raises `Misuse` for a bank of less than 20, or one
-    class.
+    App. A.3) sweep it; at most `steps`. Features [N, F] and [Q, F], labels [N] and [Q]. Raises `Misuse` for a bank of one class, or
+    of less than 20 where there is a choice.
     """
     from sklearn.linear_model import LogisticRegression
 
     mean, std = moments(bank)
     x, test = (standardised(of, mean, std).numpy() for of in (bank, queries))
-    y = labels.numpy()
-    held, rest = (rows.numpy() for rows in held_out(labels, "logistic regression", seed))
-    if len(np.unique(y[rest])) < 2:
-        raise Misuse("logistic regression: all images to learn from are of one class")
+    y, best = labels.numpy(), strengths[0]
 
     def solved(C: float, rows: np.ndarray) -> LogisticRegression:
+        if len(np.unique(y[rows])) < 2:
+            raise Misuse("logistic regression: all images to learn from are of one class")
         return LogisticRegression(C=C, max_iter=steps).fit(x[rows], y[rows])
 
-    tried = {C: solved(C, rest).score(x[held], y[held]) for C in strengths} if len(strengths) > 1 else {strengths[0]: 1.0}
-    best = max(tried, key=lambda C: tried[C])
+    if len(strengths) > 1:
+        held, rest = (rows.numpy() for rows in held_out(labels, "logistic regression", seed))
+        tried = {C: solved(C, rest).score(x[held], y[held]) for C in strengths}
+        best = max(tried, key=lambda C: tried[C])
     final = solved(best, np.arange(len(x)))
     return Solved(float(final.score(test, targets.numpy())), best, int(final.n_iter_.max()))
