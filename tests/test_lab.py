@@ -351,7 +351,7 @@ def test_a_page_of_tables_counts_their_claims_and_leads_to_what_it_names(job, tm
     assert text.count("Made on another day.") == 1
     assert text.count(f"Made on {table['made']}.") == 1
     assert len(json.loads(where[1].read_text())) == 2
-    where[1].write_text("[1")
+    where[1].write_text("[1]")
     with pytest.raises(Misuse, match="move it away"):
         results.write_page([table], tmp_path)
 

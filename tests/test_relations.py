@@ -321,7 +321,7 @@ DISTANCES = {
 
 
 def loss_of(term, p, t, now=START):
-    return term.build(p.shape[-1]).double()(Output(p), Output(t), now)
+    return term.build(p.shape[-1], views=len(t)).double()(Output(p), Output(t), now)
 
 
 def grads_of(term, p, t):
@@ -340,7 +340,7 @@ def cosine(p, t):
 def test_a_loss_is_in_fp32_under_autocast(loss):
     """To the last bit, with its gradient; products with a queue or with prototypes would come in bf16, and of bf16 it is fp32 as well."""
     torch.manual_seed(0)
-    term, (p, t) = Term(loss=loss).build(7), random(2, 2, 6, 7).float()
+    term, (p, t) = Term(loss=loss).build(7, views=2), random(2, 2, 6, 7).float()
     p.requires_grad_()
     found = []
     for enabled in (False, True):

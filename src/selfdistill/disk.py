@@ -108,14 +108,20 @@ def remove(path: Path) -> None:
 
 
 def object_of(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
-    """The object of a JSON file; empty where there is no file. shape: the type that it must have.
+    """The object of a JSON file (`json_of`); empty where there is no file."""
+    found: dict[str, Any] = json_of(file, shape, {})
+    return found
+
+
+def json_of(file: Path, shape: Any, absent: Any) -> Any:
+    """What a JSON file holds; `absent` where there is none. shape: the type that it must have.
 
     Raises `Misuse` that names the file, and the field where it has one, if it cannot be read as such.
     """
     if not file.exists():
-        return {}
+        return absent
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found = json.loads(file.read_text())
         TypeAdapter(shape).validate_python(found)
     except ValidationError as e:
         where = ".".join(map(str, e.errors()[0]["loc"])) or "the whole"

@@ -74,8 +74,8 @@ class Student(nn.Module):
 
 
 class Siamese(nn.Module):
-    """Student, predictor, teacher and loss of a recipe. `train/` calls forward, after_step and param_groups,
-    and for a step that is not made `forget`."""
+    """Student, predictor, teacher and loss of a recipe. The loop calls forward, after_step and param_groups, `forget` for a step that
+    is not made, and reads `networks`, `backbone` and `changed_by_forward`; probes also read `terms`, diagnoses `outputs`."""
 
     def __init__(self, recipe: Recipe, images: int, encoder: nn.Module | None = None):
         """`images`: how many the data set has. `encoder`: a module of the user's own in place of the recipe's."""

@@ -19,7 +19,7 @@ from selfdistill.data.sources import digits
 from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.logistic import logistic
-from selfdistill.protocols import PROTOCOLS, mean_and_std
+from selfdistill.protocols import PROTOCOLS
 from selfdistill.protocols.tuned import few_labels
 from selfdistill.train.subject import RawPixels, subject_of
 from tests.conftest import TINY, TINY_OF, VIT
@@ -192,10 +192,6 @@ def test_a_checkpoint_is_measured_as_the_run_was_then(tmp_path, tiny_source):
         subject_of(run.path / "checkpoints" / "last.ckpt", ["views.size=4"])
     with pytest.raises(Misuse, match=r"no.ckpt"):
         subject_of(run.path / "checkpoints" / "no.ckpt", data=tiny_source)
-
-
-def test_mean_and_std():
-    assert mean_and_std([{"a": 1.0, "b": 2.0}, {"a": 2.0}, {"a": 6.0}]) == {"a": (3.0, pytest.approx(7**0.5))}
 
 
 def masked(folder: Path, n=12):

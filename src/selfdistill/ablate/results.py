@@ -13,12 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from selfdistill.ablate.claims import terms
 from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
-from selfdistill.disk import object_of, write_whole
+from selfdistill.disk import json_of, object_of, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.train.run import machine, versions
 
@@ -75,8 +74,8 @@ def record(job: Job) -> dict[str, Any]:
 def grid(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(header, a line of words for each row) of a record."""
     rows = found["rows"].values()
-    claimed = " ".join(text for claim in found["claims"] for text in claim["where"])
-    further = [m for m in METRICS if m not in SHOWN and m != "verdict" and (f".{m}" in claimed or f"{m}," in claimed or f",{m}" in claimed)]
+    claimed = {metric for claim in found["claims"] for text in claim["where"] for _, metric in terms(text)}
+    further = [m for m in METRICS if m in claimed and m not in SHOWN and m != "verdict"]
     columns = {m: SHOWN.get(m, FURTHER) for m in (*SHOWN, *further) if any(m in row["mean"] for row in rows)}
     cited = any(row["published"] is not None for row in rows)
     header = ["row", *columns, "verdict", *([f"published {found['published_as']}"] if cited else [])]
@@ -178,7 +177,7 @@ def write_page(records: Sequence[dict[str, Any]], docs: Path) -> tuple[Path, Pat
     figures.parent.mkdir(parents=True, exist_ok=True)
     made = {found["table"]: markdown(found, 2) for found in records}
     sections = dict(sorted(((_sections(page.read_text()) if page.exists() else {}) | made).items()))
-    there = [claim for claim in _list_of(figures) if claim["table"] in sections.keys() - made.keys()]
+    there = [claim for claim in json_of(figures, list[dict[str, Any]], []) if claim["table"] in sections.keys() - made.keys()]
     claims = sorted([*there, *claims_of(records)], key=lambda claim: list(sections).index(claim["table"]))
     write_whole(figures, json.dumps(claims, indent=2) + "\n")
     write_whole(page, _overview(claims, scale, f"results/{figures.name}", "lab.md" if tiny else "../lab.md") + _joined(sections))
@@ -210,10 +209,3 @@ def _sections(page: str) -> dict[str, str]:
     """What `_joined` put together."""
     _, *parts = re.split(r'^<a id="([\w-]+)"></a>\n\n', page, flags=re.MULTILINE)
     return {name: text.strip() + "\n" for name, text in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def _list_of(file: Path) -> list[dict[str, Any]]:
-    try:
-        return TypeAdapter(list[dict[str, Any]]).validate_json(file.read_text()) if file.exists() else []
-    except ValidationError as e:
-        raise Misuse(f"{file}: no list of claims: move it away, and it is made anew") from e

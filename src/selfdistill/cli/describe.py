@@ -41,9 +41,7 @@ def slots(r: Recipe) -> dict[str, str]:
         "views": f"{r.global_views} crops{locals_}" + (", asymmetric" if views.second else "") + (", masks" if views.masks else ""),
         "projector": f"{g.kind} {'-'.join(map(str, (*getattr(g, 'hidden', ()), g.out)))}" if g else "none",
         "predictor": f"{h.kind} {'-'.join(map(str, h.hidden))}" if h and h.kind == "mlp" else h.kind if h else "none",
-        "teacher": f"ema {teacher.tau.base:g}" + (f" to {teacher.tau.end:g}" if teacher.tau.end else "")
-        if teacher.kind == "ema"
-        else teacher.kind,
+        "teacher": f"ema {teacher.tau.course}" if teacher.kind == "ema" else teacher.kind,
         "stop-gradient": "yes" if r.stop_gradient else "no",
         "loss": "; ".join(losses),
         "pairs": "; ".join(term.pairs if term.on == "cls" else "same view" for term in r.terms.values()),

@@ -65,7 +65,7 @@ def evaluate(
 
 def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table:
     """A row for each number, `a/1`, `a/2`, ... of one thing in one; a column for each subject that has any; mean and spread over runs."""
-    from selfdistill.protocols import mean_and_std
+    from selfdistill.ablate.figures import mean_and_sd
 
     found = [one for one in found if one]
     data = dict.fromkeys(of["data"] for one in found for of in one.values())
@@ -75,7 +75,8 @@ def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table
         table.add_column("mean ± std")
     for protocol in (name for name in found[0] if all(name in one for one in found)):
         results: list[Mapping[str, float]] = [one[protocol]["results"] for one in found]
-        over = mean_and_std(results) if spread else {}
+        common = [name for name in results[0] if all(name in of for of in results)] if spread else []
+        over = {name: of_all for name in common if (of_all := mean_and_sd(of[name] for of in results))}
         rows: dict[str, list[str]] = {}
         for name in dict.fromkeys(name for of in results for name in of):
             rows.setdefault(name.partition("/")[0], []).append(name)

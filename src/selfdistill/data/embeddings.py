@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, require
 
 FORMATS = (".npy", ".parquet")
 COLUMNS = ("features", "embedding", "embeddings")
@@ -79,11 +79,10 @@ def _npy(path: Path) -> np.ndarray[Any, Any]:
 
 
 def _parquet(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as e:
-        raise Misuse(f"{path}: parquet needs pyarrow: pip install 'selfdistill[parquet]'") from e
+    require(f"{path}: parquet", "parquet", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as e:

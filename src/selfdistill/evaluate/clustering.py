@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.errors import Misuse
-
 
 class Clustering(NamedTuple):
     """Agreement of clusters and classes. nmi: normalised mutual information (arithmetic mean of the entropies), in [0, 1]. ari: the
@@ -18,15 +16,11 @@ class Clustering(NamedTuple):
     ari: float
 
 
-def clustering(features: Tensor, labels: Tensor, clusters: int | None = None, starts: int = 10, seed: int = 0) -> Clustering:
-    """scikit-learn's k-means, the best of `starts`, on l2-normalised features [N, F]; as many clusters as classes where not said.
-    Raises `Misuse` for more clusters than images."""
+def clustering(features: Tensor, labels: Tensor, starts: int = 10, seed: int = 0) -> Clustering:
+    """scikit-learn's k-means, the best of `starts`, on l2-normalised features [N, F]; as many clusters as classes."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    k = len(labels.unique()) if clusters is None else clusters
-    if not 1 <= k <= len(features):
-        raise Misuse(f"clustering: clusters={k}: there are {len(features)} images")
-    found = KMeans(k, n_init=starts, random_state=seed).fit_predict(F.normalize(features.float(), dim=1).numpy())
+    found = KMeans(len(labels.unique()), n_init=starts, random_state=seed).fit_predict(F.normalize(features.float(), dim=1).numpy())
     truth = labels.numpy()
     return Clustering(float(normalized_mutual_info_score(truth, found)), float(adjusted_rand_score(truth, found)))

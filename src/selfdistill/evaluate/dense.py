@@ -69,7 +69,7 @@ def dense_probes(
         return places[images][known[images]], labels[images][known[images]]
 
     probe = linear_probe(*of(~held), validation=of(held), **settings)
-    features, classes_of = of(held | ~held)
+    features, classes_of = places[known], labels[known]
 
     def linear(x: Tensor) -> Tensor:
         scores = probe.logits(x)

@@ -236,9 +236,9 @@ class Term(Spec):
             raise ValueError(f"on=patch with loss={self.loss.kind}: masked patches are compared by cross-entropy")
         return self
 
-    def build(self, dim: int, *, views: int = 0, split: bool = False) -> TermLoss:
+    def build(self, dim: int, *, views: int, split: bool = False) -> TermLoss:
         """`views`: global views of each image, more than the pairs need where another term needs them; `split` as in `pairs_of`."""
-        return TermLoss(self, dim, views or global_views(self.pairs), split)
+        return TermLoss(self, dim, views, split)
 
 
 class TermLoss(nn.Module):

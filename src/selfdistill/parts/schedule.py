@@ -66,6 +66,13 @@ class Schedule(Spec):
             raise ValueError("'until' and 'then' go together: the epoch at which the second schedule takes over, and that schedule")
         return self
 
+    @property
+    def course(self) -> str:
+        """Its values over a run, in words: 0.996 to 1."""
+        first = self.warmup_from if self.warmup and self.warmup_from else self.base
+        last = self.then.base if self.then else self.base if self.end is None else self.end
+        return f"{first:g}" if first == last else f"{first:g} to {last:g}"
+
     def at(self, progress: Progress) -> float:
         """The value for the step that follows `progress.step` finished ones."""
         return self._value(progress.epoch, float(progress.epochs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,3 @@ def kept(subject: Subject, name: str, found: dict[str, Any]) -> None:
 
 def _merge(file: Path, entries: dict[str, Any]) -> None:
     write_whole(file, json.dumps({**object_of(file), **entries}, indent=2) + "\n")
-
-
-def mean_and_std(results: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation (n - 1) of each number that all of two or more runs have."""
-    import statistics
-
-    names = [name for name in results[0] if all(name in of for of in results)]
-    columns = {name: [of[name] for of in results] for name in names}
-    return {name: (statistics.fmean(of), statistics.stdev(of)) for name, of in columns.items()}

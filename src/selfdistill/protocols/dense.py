@@ -63,7 +63,8 @@ class Dense(Protocol):
             epochs=self.epochs,
             seed=self.seed,
         )
-        return Found({f"{name} {field}": getattr(of, key) for name, of in found.items() for field, key in NAMES.items()})
+        rows = (((f"{name} mIoU", of.miou), (f"{name} accuracy", of.accuracy)) for name, of in found.items())
+        return Found(dict(row for both in rows for row in both))
 
     def _scenes(self, subject: Subject) -> tuple[Masked, Masked]:
         bank, labels, test, targets = subject.images
@@ -87,9 +88,6 @@ class Dense(Protocol):
         size, channels = self.size or subject.recipe.views.size, subject.recipe.encoder.channels
         test, bank = ([pairs[i] for i in part] for part in (order[:n][: self.test], order[n:][: self.bank]))
         return _read(bank, size, channels), _read(test, size, channels)
-
-
-NAMES = {"mIoU": "miou", "accuracy": "accuracy"}
 
 
 @torch.inference_mode()

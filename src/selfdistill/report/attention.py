@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfdistill.errors import Misuse
 from selfdistill.parts.backbone import Backbone
@@ -29,7 +29,8 @@ def patch_side(backbone: Backbone) -> int:
 def attention_of(backbone: Backbone, x: Tensor) -> Tensor:
     """[B, heads, h, w]: how the class token of the last block attends to the patches of x [B, C, H, W], H and W multiples of a patch;
     what it gives to itself and to registers is left out, so a map sums to less than 1. Raises `Misuse` where there is no class token."""
-    side, net = patch_side(backbone), _any(backbone.net)
+    side = patch_side(backbone)
+    net: Any = backbone.net
     if not net.num_prefix_tokens:
         raise Misuse(f"{type(net).__name__} has no class token whose attention could be shown; patches shows its tokens")
     attend: Any = getattr(net.blocks[-1], "attn", None)
@@ -100,7 +101,3 @@ def patches_figure(images: list[Tensor], colours: list[Tensor]) -> Figure:
 def _height(images: list[Tensor], width: float) -> float:
     """Inches of a panel `width` inches wide that the tallest of the images [C, H, W] needs, with its title."""
     return 0.2 + width * max(image.shape[1] / image.shape[2] for image in images)
-
-
-def _any(net: nn.Module) -> Any:
-    return net

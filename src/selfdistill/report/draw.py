@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from selfdistill.parts.loss import Term
-from selfdistill.parts.schedule import Schedule
 from selfdistill.recipe import Recipe
 
 WIDE, LINE, GAP, CHARS = 148, 15, 34, 22
@@ -200,7 +199,7 @@ def _ops(term: Term | None) -> tuple[str, str]:
     if loss is None:
         return "", ""
     if loss.kind == "cross-entropy":
-        target, tau = loss.target, _over(loss.target.temperature)
+        target, tau = loss.target, loss.target.temperature.course
         centred = "minus a centre, " if target.kind == "centre" and target.momentum < 1 else ""
         known = {"sinkhorn": f"Sinkhorn, epsilon {tau}"} | dict.fromkeys(("centre", "softmax"), f"{centred}softmax at {tau}")
         how = known.get(target.kind, f"{target.kind} at {tau}")
@@ -230,18 +229,11 @@ def _loss(term: Term) -> str:
 def _moves(r: Recipe) -> str:
     teacher = r.teacher
     if teacher.kind == "ema":
-        return f"EMA, τ {_over(teacher.tau)}"
+        return f"EMA, τ {teacher.tau.course}"
     if teacher.kind == "snapshot":
         every = "epoch" if teacher.every == "epoch" else "step" if teacher.every == 1 else f"{teacher.every} steps"
         return f"copied every {every}" + (", one late" if teacher.lag else "")
     return f"mean, m {teacher.momentum:g}" if teacher.kind == "expectation" else ""
-
-
-def _over(schedule: Schedule) -> str:
-    """A schedule's values over a run."""
-    first = schedule.warmup_from if schedule.warmup and schedule.warmup_from else schedule.base
-    last = schedule.then.base if schedule.then else schedule.base if schedule.end is None else schedule.end
-    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
 
 
 # Shapes.

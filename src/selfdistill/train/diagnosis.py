@@ -14,11 +14,11 @@ from selfdistill.data.images import Images, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.causes import cause_of
 from selfdistill.diagnose.describe import describe, ordered
-from selfdistill.diagnose.ridge import ridge_accuracy
 from selfdistill.diagnose.verdict import Verdict, before, judge, since
 from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
+from selfdistill.evaluate.ridge import ridge_accuracy
 from selfdistill.recipe import Recipe
 from selfdistill.train.run import DIAGNOSIS, Run, features_of
 from selfdistill.train.trained import SEED, predictor_gap, siamese_of
@@ -42,14 +42,10 @@ class Diagnosis:
     expectation: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return (
-            json.dumps({"verdict": self.verdict, "because": self.because, "since": self.since, **self.of} | _if(self.expectation), indent=2)
-            + "\n"
-        )
-
-
-def _if(expectation: dict[str, float]) -> dict[str, Any]:
-    return {"expectation": expectation} if expectation else {}
+        found: dict[str, Any] = {"verdict": self.verdict, "because": self.because, "since": self.since, **self.of}
+        if self.expectation:
+            found["expectation"] = self.expectation
+        return json.dumps(found, indent=2) + "\n"
 
 
 def of_embeddings(z: Tensor, labels: Tensor | None = None) -> Diagnosis:

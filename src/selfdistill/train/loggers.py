@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from selfdistill.disk import rows_of, write_whole
+from selfdistill.disk import object_of, rows_of, write_whole
 from selfdistill.errors import Failure, require
 from selfdistill.recipe import Recipe, leaves
 
@@ -156,8 +156,7 @@ def in_short(e: Exception) -> str:
 
 def _remembered(folder: Path) -> dict[str, Any]:
     """Under which names the loggers know the run."""
-    file = folder / "loggers.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return object_of(folder / "loggers.json", dict[str, str])
 
 
 def _remember(folder: Path, logger: str, name: str) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from selfdistill.data.images import Images, Source, spread
 from selfdistill.diagnose.metrics import output_std
-from selfdistill.diagnose.ridge import ridge_accuracy
 from selfdistill.diagnose.verdict import since
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
+from selfdistill.evaluate.ridge import ridge_accuracy
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step

@@ -109,7 +109,8 @@ def shown(base: Recipe, changes: Sequence[str]) -> tuple[Recipe, list[Changed]]:
 
 
 def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
-    """The same of what looks at images without training: the method's paper, then the data's preset, then the user's `changes`.
+    """(recipe, data, what the preset changed) of what looks at images without training: the method's paper, then the data's preset,
+    then the user's `changes`.
 
     `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where the encoder cannot look at them.
     """

@@ -153,7 +153,7 @@ class Run:
 
     @cached_property
     def frozen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(bank [N, F], labels [N], held-out [Q, F], targets [Q]): what all protocols on frozen features start from."""
+        """(bank [N, F], labels [N], held-out [Q, F], targets [Q]), for kNN and the linear probe."""
         return self._frozen(self.backbone)
 
     def _frozen(self, backbone: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:

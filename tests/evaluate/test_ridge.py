@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from selfdistill.diagnose.ridge import ridge_accuracy
+from selfdistill.evaluate.ridge import ridge_accuracy
 
 
 @pytest.mark.parametrize(("n", "f"), [(200, 10), (30, 60)])

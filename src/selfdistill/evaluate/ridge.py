@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfdistill.evaluate.linear import moments
+
 STRENGTH = 0.01
 """of the features' variance, 1 after standardising: enough for banks smaller than the features are wide"""
 
@@ -12,7 +14,7 @@ def ridge_accuracy(bank: Tensor, labels: Tensor, queries: Tensor, targets: Tenso
     """Share of `queries` [Q, F] that a ridge classifier on `bank` [N, F], labels [N], gets right, in [0, 1]; nan where features are
     not finite. Features are standardised by the bank's mean and std, labels are one-hot:
     W = (X'X / N + strength I)^-1 X'Y / N, the largest of x W + mean(Y) wins. In float64: one product and one F x F solve."""
-    mean, std = bank.double().mean(0), bank.double().std(0).clamp(min=1e-6)
+    mean, std = moments(bank)
     if not torch.isfinite(mean).all():
         return float("nan")
     x, test = ((features.double() - mean) / std for features in (bank, queries))
