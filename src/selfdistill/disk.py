@@ -45,7 +45,7 @@ def check_place(path: Path | None, option: str, endings: Sequence[str] = (), rea
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The same for a file, the old one or the new one. Raises `Failure` when the disk fails."""
+    """`beside` for a file, the old one or the new one. Raises `Failure` when the disk fails."""
     try:
         with beside(path) as part:
             yield part
@@ -55,7 +55,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """The same for a new folder, empty, and for the folders above it. Raises `Misuse` where `out` exists or cannot be made."""
+    """`beside` for a new folder, empty, and for the folders above it. Raises `Misuse` where `out` exists or cannot be made."""
     if os.path.lexists(out):
         raise Misuse(f"--out {out}: exists already: name another folder")
     made = [p for p in out.absolute().parents if not p.exists()]

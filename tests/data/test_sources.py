@@ -220,7 +220,7 @@ def test_a_wrong_name_gets_the_nearest_one(wrong: str, near: str) -> None:
     with pytest.raises(Misuse) as caught:
         open_source(wrong)
     assert f"data={wrong}" in str(caught.value)
-    assert f"did you mean {near}?" in str(caught.value)
+    assert f"Did you mean {near}?" in str(caught.value)
     assert "exists" in str(caught.value)
     assert all(name in str(caught.value) for name in SOURCES)
 

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.sources import open_source
-from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
+from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest_to
 from selfdistill.export import embeddings
 from tests.conftest import TINY
 
@@ -30,7 +30,7 @@ def some(n, dim, seed):
 @given(FEATURES, st.integers(1, 50), st.integers(1, 9))
 def test_nearest_is_scikit_learns_however_it_is_cut(shape, k, batch):
     bank, query = some(*shape), some(1, shape[1], shape[2] + 1)[0]
-    cosines, places = nearest(query, bank.split(batch), k)
+    cosines, places = nearest_to(query, bank.split(batch), k)
     distances, theirs = (
         NearestNeighbors(n_neighbors=min(k, len(bank)), metric="cosine", algorithm="brute").fit(bank).kneighbors(query[None])
     )
@@ -41,7 +41,7 @@ def test_nearest_is_scikit_learns_however_it_is_cut(shape, k, batch):
 def test_what_is_nan_is_like_nothing():
     bank = torch.eye(3)
     bank[1] = torch.nan
-    assert nearest(torch.tensor([1.0, 0.1, 0.0]), [bank], 3)[1].tolist() == [0, 2]
+    assert nearest_to(torch.tensor([1.0, 0.1, 0.0]), [bank], 3)[1].tolist() == [0, 2]
     assert sum(len(i) for i, _, _ in alike(bank, -1.0)) == 1
 
 

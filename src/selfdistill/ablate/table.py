@@ -21,7 +21,7 @@ from selfdistill.data.images import Source
 from selfdistill.errors import Failure, Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe
-from selfdistill.spec import Spec
+from selfdistill.spec import Spec, problems
 from selfdistill.train.resolve import resolve
 
 Measure = Literal["linear", "gap"]
@@ -141,13 +141,14 @@ def tables() -> dict[str, Table]:
 
 def read(text: str, name: str) -> Table:
     """A table from its YAML. Raises `Misuse` that names the file and the field."""
+    tree: Any = None
     try:
-        return Table.model_validate(yaml.safe_load(text))
+        tree = yaml.safe_load(text)
+        return Table.model_validate(tree)
     except yaml.YAMLError as e:
         raise Misuse(f"{name}: no YAML: {' '.join(str(e).split())}") from e
     except ValidationError as e:
-        said = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}" for error in e.errors())
-        raise Misuse(f"{name}: {said}") from e
+        raise Misuse(f"{name}: {problems(e, tree)}") from e
 
 
 def table(id: str) -> Table:

@@ -103,10 +103,10 @@ def open_photo(path: Path, content: bytes | None = None) -> Iterator[Photo]:
         yield Photo(file)
 
 
-def read_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """`path` as `Photo.pixels` reads it. at_least: pixels that the shorter side of a shrunk JPEG still has. Raises BadImage."""
+def read_image(path: Path) -> Image.Image:
+    """`path` as `Photo.pixels` reads it. Raises BadImage."""
     with open_photo(path) as photo:
-        return Image.fromarray(photo.pixels(1.0 if at_least is None else at_least / min(photo.width, photo.height)))
+        return Image.fromarray(photo.pixels())
 
 
 def inspect(path: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import os
 import re
@@ -24,7 +23,7 @@ from selfdistill.data.images import Files, Images, Pixels, Source
 from selfdistill.data.reading import printable
 from selfdistill.data.shards import is_shards, open_shards
 from selfdistill.data.table import PREFIX, open_table
-from selfdistill.errors import Failure, Misuse
+from selfdistill.errors import Failure, Misuse, did_you_mean
 
 # scikit-learn and torchvision are imported where they are used: a command that opens a folder starts without them.
 
@@ -55,11 +54,9 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     looks_like_path = name.startswith((".", "~")) or any(separator in name for separator in (os.sep, os.altsep) if separator)
     if looks_like_path or (name and os.path.exists(name)):
         return open_folder(name, on_bad_image)
-    near = difflib.get_close_matches(name.lower(), SOURCES, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]}?)" if near else ""
     raise Misuse(
-        f"data={printable(name)} is neither a known data set{hint} nor a path that exists:"
-        f" use one of {', '.join(SOURCES)}, an existing folder of images, shards-{{000..127}}.tar, or {PREFIX}NAME (Hugging Face)"
+        f"data={printable(name)} is neither a known data set nor a path that exists: use one of {', '.join(SOURCES)}, an existing folder "
+        f"of images, shards-{{000..127}}.tar, or {PREFIX}NAME (Hugging Face).{did_you_mean(name.lower(), SOURCES, cutoff=0.4)}"
     )
 
 

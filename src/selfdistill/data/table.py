@@ -15,7 +15,7 @@ from torch import Tensor
 from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import BadImage, Photo, open_photo, printable
 from selfdistill.data.splits import HELD_OUT, split_of, tenth_held_out
-from selfdistill.errors import Failure, Misuse
+from selfdistill.errors import Failure, Misuse, require
 
 PREFIX = "hf:"
 
@@ -68,10 +68,9 @@ def open_table(data: str) -> Source:
     and the first of class labels, else one called label, if there is one. No code of a data set's own is run. Raises `Misuse`, or
     `Failure` when it cannot be loaded."""
     name = os.path.expanduser(data.removeprefix(PREFIX))
-    try:
-        import datasets
-    except ImportError as e:
-        raise Misuse(f"data={data} needs Hugging Face's datasets: pip install datasets") from e
+    require(f"data={data}", "huggingface", "datasets")
+    import datasets
+
     try:
         loaded = _load(datasets, name)
     except Exception as e:  # the hub's, Arrow's and the file system's errors share no class

@@ -14,7 +14,7 @@ from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.views.draw import permutation
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-HELD_OUT = 0.1
+TENTH = 0.1
 """share of the bank on which a choice is made"""
 
 Labelled = tuple[Tensor, Tensor]
@@ -83,7 +83,7 @@ def held_out(labels: Tensor, who: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     if len(labels) < 20:
         raise Misuse(f"{who}: {len(labels)} labelled images are too few to choose settings on a tenth of them")
     order = permutation(seed, 0, len(labels))
-    n = round(HELD_OUT * len(labels))
+    n = round(TENTH * len(labels))
     return order[:n], order[n:]
 
 

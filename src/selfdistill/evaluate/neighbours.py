@@ -14,7 +14,7 @@ ROUNDING = 1e-6
 """of a cosine in fp32: two features that are the same come out at 0.9999999 or 1.0000001"""
 
 
-def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
+def nearest_to(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """(cosines [k], places [k] int64), the largest first, of the features most like `query` [F] among `batches` of [b, F] counted
     through; fewer where there are fewer than k. Features that are NaN are like nothing."""
 

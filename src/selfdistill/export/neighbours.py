@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from selfdistill.data.images import BadImage, Files, Images, Pixels, Source, read_image
 from selfdistill.disk import check_place, write_whole
 from selfdistill.errors import Misuse
-from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest
+from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest_to
 from selfdistill.export.embeddings import embedded, path_of
 from selfdistill.train.subject import Subject
 
@@ -57,7 +57,7 @@ def neighbours(
     source, asked = subject.source, Source(image.name, Files([image]))
     check_place(sheet, "--sheet", [".png"], lambda path: asked.holds(path) or source.holds(path))
     query = subject.features(subject.on(asked).source.train)[0]
-    cosines, places = nearest(query, (h for _, h in embedded(subject, say)), k)
+    cosines, places = nearest_to(query, (h for _, h in embedded(subject, say)), k)
     found = [Found(_path(source, i), cosine) for i, cosine in zip(places.tolist(), cosines.tolist(), strict=True)]
     if sheet:
         tiles = [(_picture(source, i), f"{f.cosine:.3f}\n{Path(f.path).name}") for i, f in zip(places.tolist(), found, strict=True)]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from selfdistill.data.images import BadImage, Images, Pixels, printable, read_image, spread
+from selfdistill.data.images import BadImage, Files, Images, Source, printable, read_image, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.report import attention, curves, embeddings
@@ -114,7 +114,9 @@ def neighbours(asked: Asked, k: int = 8, queries: int = 8) -> Figure:
     bank = bank if asked.near is None else spread(bank, asked.near)
     images = spread(asked.look.images, queries)
     if asked.files:
-        images = Pixels(torch.stack([_square(run, f) for f in asked.files]))
+        for file in asked.files:
+            _read(run, file)  # raises for what is no image, which would be a grey square
+        images = Source("files", Files(list(asked.files))).of_channels(run.recipe.encoder.channels).train
     pixels = in_memory(images, run.recipe.views, run.recipe.workers).pixels
     cosine = F.normalize(run.embed(pixels), dim=1) @ F.normalize(features_of(run.backbone, bank, run.recipe), dim=1).T
     if not asked.files and run.source.test is None:
@@ -209,14 +211,6 @@ def _read(run: Run, file: Path) -> Tensor:
         raise Misuse(f"{e.path}: {e.reason}") from e
     pixels = np.asarray(image.convert("L" if run.recipe.encoder.channels == 1 else "RGB"))
     return torch.tensor(pixels).view(image.height, image.width, -1).permute(2, 0, 1)
-
-
-def _square(run: Run, file: Path) -> Tensor:
-    """The central square of an image file, of the views' size."""
-    image = _read(run, file)
-    side = min(image.shape[1:])
-    top, left = ((n - side) // 2 for n in image.shape[1:])
-    return _fitted(image[:, top : top + side, left : left + side], run.recipe.views.size, 1)
 
 
 def _normal(run: Run, image: Tensor) -> Tensor:
