@@ -24,9 +24,9 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
-from selfdistill.data import open_source
 from selfdistill.data.images import Encoded, Files
 from selfdistill.data.pack import pack
+from selfdistill.data.sources import open_source
 
 warnings.filterwarnings("ignore")
 

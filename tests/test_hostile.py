@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import selfdistill as sd
-from selfdistill.data import open_folder
+from selfdistill.data.folder import open_folder
 from selfdistill.data.reading import BadImage, inspect, read_image
 from selfdistill.data.shards import open_shards
 from selfdistill.data.table import open_table

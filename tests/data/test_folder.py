@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from selfdistill.data import Files, Source, open_folder
+from selfdistill.data.folder import open_folder
+from selfdistill.data.images import Files, Source
 from selfdistill.errors import Misuse
 
 

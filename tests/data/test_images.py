@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from selfdistill.data import BadImage, Files, Pixels, inspect, printable, read_image
-from selfdistill.data.images import spread
-from selfdistill.data.reading import open_photo
+from selfdistill.data.images import Files, Pixels, spread
+from selfdistill.data.reading import BadImage, inspect, open_photo, printable, read_image
 from selfdistill.errors import Misuse
 
 HEIGHT, WIDTH = 12, 20

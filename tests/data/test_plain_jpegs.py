@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from selfdistill.data import BadImage, read_image, reading
+from selfdistill.data import reading
+from selfdistill.data.reading import BadImage, read_image
 from tests.data.test_images import HEIGHT, WIDTH, pixels, rgb
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 import selfdistill as sd
-from selfdistill.data import open_source
 from selfdistill.data.loader import training_views
+from selfdistill.data.sources import open_source
 from selfdistill.recipe import Recipe
 
 RANKS, IMAGES, MIDDLE = 2, 32, 3

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import nn
 
 import selfdistill as sd
-from selfdistill.data import BadImage, open_source
 from selfdistill.data.order import micro_batches
 from selfdistill.data.pack import pack
+from selfdistill.data.reading import BadImage
 from selfdistill.data.shards import _expanded
+from selfdistill.data.sources import open_source
 from selfdistill.data.splits import split_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.train.run import features_of

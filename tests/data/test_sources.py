@@ -14,7 +14,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from selfdistill.data import SOURCES, Files, Pixels, open_source, sources
+from selfdistill.data import sources
+from selfdistill.data.images import Files, Pixels
+from selfdistill.data.sources import SOURCES, open_source
 from selfdistill.errors import Failure, Misuse
 
 

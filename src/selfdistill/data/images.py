@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from selfdistill.data.reading import BadImage, Photo, inspect, open_photo, printable, read_image
+from selfdistill.data.reading import Photo, open_photo, printable
 from selfdistill.errors import Misuse
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-__all__ = ["BadImage", "Encoded", "Files", "Grey", "Images", "Photo", "Pixels", "Source", "inspect", "printable", "read_image"]
 
 
 @final

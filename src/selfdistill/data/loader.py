@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from selfdistill.data.images import BadImage, Encoded, Images, Photo, Pixels
+from selfdistill.data.images import Encoded, Images, Pixels
 from selfdistill.data.order import micro_batches, visible_labels
+from selfdistill.data.reading import BadImage, Photo
 from selfdistill.errors import Failure
 from selfdistill.parts import collective
 from selfdistill.recipe import Recipe

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from selfdistill.data.images import BadImage, Encoded, Source
+from selfdistill.data.images import Encoded, Source
+from selfdistill.data.reading import BadImage
 from selfdistill.data.sources import open_source
 from selfdistill.disk import whole_folder
 from selfdistill.errors import Misuse

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from selfdistill.data.images import BadImage, Files, Images, Pixels, Source, read_image
+from selfdistill.data.images import Files, Images, Pixels, Source
+from selfdistill.data.reading import BadImage, read_image
 from selfdistill.disk import check_place, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest_to

@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.data.images import Pixels, read_image
-from selfdistill.data.reading import BadImage, extensions
+from selfdistill.data.images import Pixels
+from selfdistill.data.reading import BadImage, extensions, read_image
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import IGNORED, dense_probes, scenes
 from selfdistill.parts.backbone import device_of

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from selfdistill.data.images import printable
+from selfdistill.data.reading import printable
 from selfdistill.disk import check_place, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.report.pictures import Look, named

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from selfdistill.data.images import BadImage, Files, Images, Source, printable, read_image, spread
+from selfdistill.data.images import Files, Images, Source, spread
 from selfdistill.data.loader import in_memory
+from selfdistill.data.reading import BadImage, printable, read_image
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.report import attention, curves, embeddings
 from selfdistill.train.diagnosis import projections

@@ -18,8 +18,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from selfdistill.data.images import Encoded, Files, Images, Pixels, Source, printable
+from selfdistill.data.images import Encoded, Files, Images, Pixels, Source
 from selfdistill.data.loader import cores, plain_batches
+from selfdistill.data.reading import printable
 from selfdistill.data.sources import OWN, Data, given, open_source
 from selfdistill.disk import flushed, object_of, rows_of, whole_folder
 from selfdistill.errors import Misuse
