@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import selfdistill as sd
-from selfdistill.api import recipe_of
+from selfdistill.api import recipe_of, shown
 from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, leaves
@@ -156,13 +156,33 @@ def test_masked_views_take_one_way_pairs(tiny_source, tmp_path):
         ("method: byol\nteacher: snapshot\nteacher.every: 3\npredictor: none\n", ["teacher=snapshot", "every=3", "predictor=none"]),
         ("method: byol\nencoder: resnet18\nlr: 0.3\nteacher: {tau: 0.5}\n", ["encoder=resnet18", "lr=0.3", "teacher.tau=0.5"]),
         ("method: byol\nviews.augment.flip: 0\nstop_gradient: true\n", ["views.augment.flip=0"]),
+        ("method: byol\nstop_gradient: false\nteacher: shared\n", ["teacher=shared", "stop_gradient=false"]),  # only together
+        ("method: byol\nteacher: snapshot\nevery: 3\n", ["teacher=snapshot", "every=3"]),
+        (
+            "method: byol\nviews.mean: [0.5]\nlr.end: null\nviews: {augment.flip: 0}\n",
+            ["views.mean=[0.5]", "lr.end=none", "views.augment.flip=0"],
+        ),
+        ("method: byol\nterms: {views: {loss: nt-xent}}\n", ["terms.views.loss=nt-xent"]),
+        ("method: dino\nterms: {views: {loss: {target: sinkhorn}}}\n", ["terms.views.loss.target=sinkhorn"]),
+        ("method: byol\ncompile: off\nlabels: none\ninit_from: none\ndata: 2024\n", ["compile=off", "data=2024"]),
+        ("method: byol\npreset: color-32\nepochs: 3\n", ["preset=color-32", "epochs=3"]),
     ],
 )
 def test_what_a_yaml_of_ones_own_leaves_out_is_as_the_method_has_it(tmp_path, text, settings):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     recipe = METHODS[yaml.safe_load(text)["method"]]
-    assert recipe_of(str(path)) == recipe.edit(settings)
+    assert recipe_of(str(path)) == (shown(recipe, settings)[0] if "preset" in text else recipe.edit(settings))
+
+
+def test_a_yaml_of_no_known_method_leaves_nothing_out(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: bylo\nlr: 0.3\n")
+    with pytest.raises(sd.Misuse, match=r"mine\.yaml: method=bylo: .*Did you mean byol\?"):
+        recipe_of(path)
+    whole = METHODS["byol"].to_yaml().replace("method: byol", "method: mine")
+    path.write_text(whole)
+    assert recipe_of(path) == METHODS["byol"].model_copy(update={"method": "mine"})
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1.5e3", "2E+4", ".5e-1", "0.001", "3"])
@@ -187,11 +207,12 @@ def test_what_is_written_as_yaml_is_read_as_it_was(value):
         ("predictor.kind=none", "predictor=none"),
         ("terms.views.loss.kind=nt-xent", "terms.views.loss=nt-xent"),
         ("teacher.kind=ema", "seed=0"),  # what it is already keeps its fields
+        ("teacher.kind=snapshot every=10", "teacher=snapshot every=10"),
     ],
 )
 def test_a_slots_kind_is_the_slots_own_word(long, short):
     byol = METHODS["byol"].edit(["teacher.tau.base=0.5"])
-    assert byol.edit([long]) == byol.edit([short])
+    assert byol.edit(long.split()) == byol.edit(short.split())
 
 
 def test_a_wrong_word_on_the_way_to_a_field_is_answered_with_the_whole_way():

@@ -21,6 +21,7 @@ from selfdistill.data.shards import open_shards
 from selfdistill.data.table import open_table
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe
+from selfdistill.train.resolve import recipe_of
 
 EFFORT = int(os.environ.get("SELFDISTILL_FUZZ", "100"))
 """mutants of each kind; `make soak` sets 1,000"""
@@ -92,7 +93,8 @@ def mutated_text(text, rng):
     return "\n".join(rows)
 
 
-def test_mutated_recipes_are_read_or_refused(tmp_path):
+@pytest.mark.parametrize("read", [Recipe.from_yaml, recipe_of], ids=["a run's", "a user's"])
+def test_mutated_recipes_are_read_or_refused(tmp_path, read):
     rng, texts = random.Random(0), [recipe.to_yaml() for recipe in METHODS.values()]
     outcomes = {"read": 0, "refused": 0}
     path = tmp_path / "recipe.yaml"
@@ -101,7 +103,7 @@ def test_mutated_recipes_are_read_or_refused(tmp_path):
         path.write_bytes(mutated(text.encode(), rng) if n % 3 == 0 else mutated_text(text, rng).encode())
         refusal = ""
         try:
-            recipe = Recipe.from_yaml(path)
+            recipe = read(path)
         except sd.Misuse as e:
             refusal = str(e)
         outcomes["refused" if refusal else "read"] += 1
@@ -136,11 +138,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([
     ],
     ids=range(13),
 )
-def test_a_recipe_with_code_or_a_bomb_in_it(tmp_path, text):
+@pytest.mark.parametrize("read", [Recipe.from_yaml, recipe_of], ids=["a run's", "a user's"])
+def test_a_recipe_with_code_or_a_bomb_in_it(tmp_path, text, read):
     path, marker = tmp_path / "recipe.yaml", tmp_path / "executed"
     path.write_text(text.format(marker=marker))
     with pytest.raises(sd.Misuse, match=r"recipe\.yaml") as caught:
-        Recipe.from_yaml(path)
+        read(path)
     assert len(str(caught.value)) < 10_000
     assert not marker.exists()
 

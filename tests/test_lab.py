@@ -348,8 +348,8 @@ def test_a_page_of_tables_counts_their_claims_and_leads_to_what_it_names(job, tm
     results.write_page([{**table, "made": "another day", "claims": table["claims"][:2]}], tmp_path)
     text = where[0].read_text()
     assert "Of 2 claims: 2 HOLDS, 0 UNDECIDED, 0 FAILS" in text
-    assert text.count("Made on another day.") == 1
-    assert text.count(f"Made on {table['made']}.") == 1
+    assert text.count("Written on another day.") == 1
+    assert text.count(f"Written on {table['made']}.") == 1
     assert len(json.loads(where[1].read_text())) == 2
     where[1].write_text("[1]")
     with pytest.raises(Misuse, match="move it away"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -18,7 +18,7 @@ from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
 from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
-from selfdistill.settings import edited, specs_of, yaml_from, yaml_of
+from selfdistill.settings import as_word, edited, specs_of, yaml_from, yaml_of
 from selfdistill.spec import Spec, kind_of, problems
 from selfdistill.views.spec import Crops
 
@@ -193,27 +193,15 @@ class Recipe(Spec):
         a bare field right after a slot's kind is the kind's own (`teacher=snapshot every=10`). A number for a schedule sets
         its base, a string for the encoder its name.
         """
-        tree, slot = self.model_dump(), ""
-        for change in [changes] if isinstance(changes, str) else changes:
-            key, eq, value = change.partition("=")
-            if not eq or not key:
-                raise Misuse(f"'{change}' is not a setting: write key=value, for example epochs=20")
-            first = key.partition(".")[0]
-            if slot and first not in Recipe.model_fields and first in _class_at(slot, tree[slot]).model_fields:
-                key = f"{slot}.{key}"
-            tree = edited(Recipe, tree, key.split("."), value, key)
-            if key in Recipe.model_fields and isinstance(tree[key], dict) and tree[key].get("kind") == value:
-                slot = key
-        return _validated(tree)
+        return _validated(_edited(self.model_dump(), [changes] if isinstance(changes, str) else changes))
 
     def to_yaml(self) -> str:
         return yaml_from(self.model_dump(mode="json"))
 
     @classmethod
-    def from_yaml(cls, path: Path, methods: Mapping[str, Recipe] | None = None) -> Recipe:
-        """A recipe from its file: a run's, which is whole, or a user's own, where `methods` holds its method. What that leaves out is as
-        the method has it; a slot's word, or a path with dots, is what it is on a command line. Raises `Misuse` when the file is missing,
-        is no YAML, or is no recipe."""
+    def from_yaml(cls, path: Path, start: Callable[[str, str], Recipe] | None = None) -> Recipe:
+        """A recipe from its file: a run's, which is whole; or with `start` a user's own, whose entries mean what `key=value` means, and
+        which leaves out what is as in start(method, preset). Raises `Misuse` when the file is missing, is no YAML, or is no recipe."""
         try:
             tree = yaml_of(path.read_text())
         except (OSError, ValueError) as e:
@@ -223,11 +211,9 @@ class Recipe(Spec):
         made = {name: tree.pop(name, None) for name in RECORD}
         try:
             check_format(made["format"], made["versions"])
-            base = methods.get(str(tree.get("method"))) if methods and made["format"] is None else None
-            words = [] if base is None else [f"{key}={tree.pop(key)}" for key, value in list(tree.items()) if _is_setting(key, value)]
-            return _validated(_over(base, tree)).edit(words)
+            return _validated(tree if start is None or made["format"] else _of_a_user(tree, start))
         except Misuse as e:
-            unknown = [key for key in tree if key not in cls.model_fields]
+            unknown = [] if start else [key for key in tree if key not in cls.model_fields]
             raise Misuse(
                 f"{path}: {e}" + (f" (unknown: {', '.join(map(str, unknown))})" if unknown and made["format"] != FORMAT else "")
             ) from e
@@ -264,24 +250,47 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def _is_setting(key: Any, value: Any) -> bool:
-    """Whether `key: value` of a YAML of a user's own is `key=value`: teacher: snapshot, lr: 0.1, views.augment.flip: 0."""
-    hints = get_type_hints(Recipe, include_extras=True)
-    return isinstance(value, str | int | float) and ("." in str(key) or bool(specs_of(hints.get(key))))
-
-
-def _over(base: Any, tree: Any) -> Any:
-    """Plain data over a spec: what it leaves out is the spec's, unless it is of another kind; a number for a schedule sets its base. Of a
-    dict what `tree` names stays."""
-    if isinstance(base, Schedule) and isinstance(tree, int | float):
-        return base.model_dump() | {"base": tree}
-    if not isinstance(tree, dict):
-        return tree
-    if isinstance(base, dict):
-        return {name: _over(base.get(name), value) for name, value in tree.items()}
-    if isinstance(base, Spec) and tree.get("kind", kind_of(type(base))) == kind_of(type(base)):
-        return base.model_dump() | {name: _over(getattr(base, str(name), None), value) for name, value in tree.items()}
+def _edited(tree: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """The dump of a recipe after `key=value` changes (`Recipe.edit`), not validated yet."""
+    slot = ""
+    for change in changes:
+        key, eq, value = change.partition("=")
+        if not eq or not key:
+            raise Misuse(f"'{change}' is not a setting: write key=value, for example epochs=20")
+        first = key.partition(".")[0]
+        if slot and first not in Recipe.model_fields and first in _class_at(slot, tree[slot]).model_fields:
+            key = f"{slot}.{key}"
+        tree = edited(Recipe, tree, key.split("."), value, key)
+        filled = key.removesuffix(".kind")
+        if filled in Recipe.model_fields and isinstance(tree[filled], dict) and tree[filled].get("kind") == value:
+            slot = filled
     return tree
+
+
+def _of_a_user(tree: dict[str, Any], start: Callable[[str, str], Recipe]) -> dict[str, Any]:
+    """A user's YAML as the dump of a recipe. A file that leaves nothing out may be of a method that `start` does not know."""
+    try:
+        base = start(str(tree.get("method")), str(tree.get("preset", "auto")))
+    except Misuse:
+        if Recipe.model_fields.keys() <= tree.keys():
+            return tree
+        raise
+    whole = base.model_dump()
+    if isinstance(tree.get("terms"), dict):  # those that it does not name are taken out
+        whole["terms"] = {name: whole["terms"].get(name) for name in tree["terms"]}
+    return _edited(whole, _settings(base, tree))
+
+
+def _settings(base: Any, tree: dict[Any, Any], before: str = "") -> Iterator[str]:
+    """key=value for each entry of a user's YAML, key a path; of a slot that it fills with another kind one for all of it."""
+    for key, value in tree.items():
+        there = getattr(base, str(key), None) if isinstance(base, Spec) else base.get(key)
+        kind = kind_of(type(there)) if isinstance(there, Spec) else ""
+        named = isinstance(there, Spec) or (isinstance(there, dict) and any(isinstance(of, Spec) for of in there.values()))
+        if named and isinstance(value, dict) and value.get("kind", kind) == kind:
+            yield from _settings(there, value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}={as_word(value)}"
 
 
 def _validated(tree: dict[str, Any]) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -37,6 +38,13 @@ for side in (_Loader, _Dumper):  # as YAML 1.2 and Python have it: in 1.1, PyYAM
 def yaml_from(tree: Any) -> str:
     """Plain data as YAML, in the order that it has; `yaml_of` reads the same from it."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def as_word(value: Any) -> str:
+    """Plain data as a word of the command line: key=WORD is what `key: value` is in a user's YAML."""
+    if value is None or isinstance(value, str):
+        return "none" if value is None else value
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def yaml_of(text: str) -> Any:
@@ -108,6 +116,8 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
         parsed = yaml_of(value)
     except ValueError:
         parsed = value
+    if isinstance(parsed, bool) and {"on", "off"} <= set(literals):  # YAML's on
+        return "on" if parsed else "off"
     if literals and not specs and isinstance(parsed, str | bool):  # no word, and no number in its place; YAML's no is a bool
         allowed = [str(word) for word in literals] + ["a number"] * bool({int, float} & set(options)) + ["none"] * (type(None) in options)
         raise Misuse(f"{key}={value}: allowed: {', '.join(allowed)}.{did_you_mean(value, allowed)}")

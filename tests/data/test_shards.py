@@ -230,6 +230,7 @@ def test_held_out_words_are_the_classes_that_training_rows_have(tmp_path, held):
     (tmp_path / f"{held}.parquet").unlink()
     alone = open_source(f"hf:{tmp_path}")
     assert (len(alone.train) + len(alone.test), alone.test.classes) == (24, alone.train.classes)  # a tenth is held out
+    assert alone.notes[0] == "the split val is not used: its labels are not those of the training rows"
 
 
 def test_a_folder_of_images_with_an_archive_beside_them_is_a_folder(tmp_path):

@@ -103,7 +103,7 @@ def markdown(found: dict[str, Any], level: int = 1) -> str:
         f"{'#' * level} {found['table']}: {found['says']}",
         f"{found['source']}. `{found['command']}`: {' '.join(found['settings'])}; {over}."
         + (" Published figures are per cent, in the paper's own setting." if header[-1].startswith("published") else "")
-        + f" Made on {found['made']}.",
+        + f" Written on {found['made']}.",
         *([found["note"]] if found["note"] else []),
         "\n".join([_line(header), _line(["---"] * len(header)), *(_line(line) for line in lines)]),
         *(["\n".join(_claimed(claim) for claim in found["claims"])] if found["claims"] else []),
@@ -190,7 +190,7 @@ def _overview(claims: Sequence[dict[str, Any]], scale: str, figures: str, how: s
     said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
     parts = [
         "# What the papers claim, measured\n",
-        f"Of {len(claims)} claims: {said}; their figures are in {figures}. Each table says when and where it was made; "
+        f"Of {len(claims)} claims: {said}; their figures are in {figures}. Each table says when and where it was written; "
         f"`selfdistill reproduce TABLE --scale {scale} --seeds 3 --docs DIR` makes it anew in its place.\n",
         f"A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md]({how})). At a small scale claims are "
         "about direction and order, not about the papers' figures, which stand in the last column.\n",

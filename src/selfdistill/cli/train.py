@@ -48,7 +48,7 @@ def pretrain(
     if config and resume:
         raise Misuse(f"--config {config} with --resume: a run goes on with its own recipe; leave one out")
     if config:
-        recipe = api.Recipe.from_yaml(config, api.METHODS)
+        recipe = api.recipe_of(config)
         if method not in (None, recipe.method):
             raise Misuse(f"METHOD {method} with --config {config}, a recipe of {recipe.method}: name one of them")
     elif resume and out:

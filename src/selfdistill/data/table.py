@@ -78,14 +78,15 @@ def open_table(data: str) -> Source:
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     train = splits.get("train", next(iter(splits.values())))
     images = _rows(datasets, name, train)
-    held = (_rows(datasets, name, splits[s]) for s in HELD_OUT if s in splits and splits[s] is not train)
-    test = next((rows for rows in (_classed_as(images, rows) for rows in held) if rows is not None), None)
-    if test is not None:
-        return Source(data, images, test)
+    notes: list[str] = []
+    for split in (s for s in HELD_OUT if s in splits and splits[s] is not train):
+        if test := _classed_as(images, _rows(datasets, name, splits[split])):
+            return Source(data, images, test, notes=tuple(notes))
+        notes.append(f"the split {split} is not used: its labels are not those of the training rows")
     if images.labels is None:
         return Source(data, images, notes=("no labels: no column of the set is a ClassLabel, or called label",))
     images, test, note = tenth_held_out(images, [str(i) for i in range(len(images))])
-    return Source(data, images, test, notes=(note,))
+    return Source(data, images, test, notes=(*notes, note))
 
 
 def _classed_as(train: Rows, held: Rows) -> Rows | None:

@@ -102,13 +102,14 @@ def pretrain(
 
     clock = Clock(fabric.device, waits=profile)
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
-    monitor = watch = lock = None
+    monitor = journal = watch = lock = None
     ends = False
     try:
         if fabric.is_global_zero:
             lock = taken(out)
             refused = next(n for n in count() if start - n not in passed_over)
-            monitor = Monitor(recipe, source, Journal(out, start, total, console, open_loggers(recipe, out, start)), clock, refused)
+            journal = Journal(out, start, total, console, open_loggers(recipe, out, start))
+            monitor = Monitor(recipe, source, journal, clock, refused)
             if recipe.probe_every == "auto":
                 console.print(f"probe_every={monitor.every}", highlight=False)
             watch = Profile(out, siamese, recipe, clock) if profile else None
@@ -165,13 +166,13 @@ def pretrain(
                     raise Interrupted(guard.signum, f"saved at step {after.step} of {total}. Go on with: {how}")
     finally:
         views.close()  # and with it the workers
-        if monitor:
-            monitor.journal.close()
+        if journal:
+            journal.close()
         if lock:
             lock.release()
     with all_present(fabric, how), all_wait():
-        if monitor:
-            _finish(run, siamese, monitor.journal)
+        if journal:
+            _finish(run, siamese, journal)
     del meeting  # not before: the processes talk through it
     if watch and watch.steps:  # none where nothing was left to do
         console.print(watch.finish(), soft_wrap=True, highlight=False)

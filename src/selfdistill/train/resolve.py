@@ -60,9 +60,16 @@ def _recipe_of(name: str | Path) -> Recipe:
     if path.suffix == ".py":
         return _defined_in(path)
     if path.is_file():
-        return Recipe.from_yaml(path, METHODS)
+        return Recipe.from_yaml(path, _start)
     known = f"{', '.join(METHODS)} (or name a recipe's YAML or .py file or a run folder)"
     raise Misuse(f"{name}: no such method; there are {known}.{did_you_mean(name, METHODS)}")
+
+
+def _start(method: str, preset: str) -> Recipe:
+    """What a YAML of a user's own starts from: its method, with the preset that it names."""
+    if method not in METHODS:
+        raise Misuse(f"method={method}: there are {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
+    return METHODS[method] if preset == "auto" else with_preset(METHODS[method], preset)[0]
 
 
 def _defined_in(path: Path) -> Recipe:
