@@ -12,6 +12,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, leaves
 from selfdistill.settings import yaml_from, yaml_of
+from selfdistill.train.resolve import with_preset
 from tests.conftest import NET, TINY_OF
 from tests.test_hostile import EFFORT
 
@@ -180,6 +181,9 @@ def test_a_yaml_of_no_known_method_leaves_nothing_out(tmp_path):
     path.write_text("method: bylo\nlr: 0.3\n")
     with pytest.raises(sd.Misuse, match=r"mine\.yaml: method=bylo: .*Did you mean byol\?"):
         recipe_of(path)
+    printed = with_preset(METHODS["ibot"], "digits")[0].to_yaml()  # what `show` prints is read as it is, to the order of its fields
+    path.write_text(printed)
+    assert recipe_of(path).to_yaml() == printed
     whole = METHODS["byol"].to_yaml().replace("method: byol", "method: mine")
     path.write_text(whole)
     assert recipe_of(path) == METHODS["byol"].model_copy(update={"method": "mine"})

@@ -44,7 +44,7 @@ def as_word(value: Any) -> str:
     """Plain data as a word of the command line: key=WORD is what `key: value` is in a user's YAML."""
     if value is None or isinstance(value, str):
         return "none" if value is None else value
-    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def yaml_of(text: str) -> Any:
