@@ -18,7 +18,7 @@ from selfdistill.parts.optim import LARS, SGD, AdamW, Clip
 from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
-from selfdistill.settings import as_word, edited, specs_of, yaml_from, yaml_of
+from selfdistill.settings import edited, settings_in, specs_of, yaml_from, yaml_of
 from selfdistill.spec import Spec, kind_of, problems
 from selfdistill.views.spec import Crops
 
@@ -278,19 +278,7 @@ def _of_a_user(tree: dict[str, Any], start: Callable[[str, str], Recipe]) -> dic
     whole = base.model_dump()
     if isinstance(tree.get("terms"), dict):  # those that it does not name are taken out
         whole["terms"] = {name: whole["terms"].get(name) for name in tree["terms"]}
-    return _edited(whole, _settings(base, tree))
-
-
-def _settings(base: Any, tree: dict[Any, Any], before: str = "") -> Iterator[str]:
-    """key=value for each entry of a user's YAML, key a path; of a slot that it fills with another kind one for all of it."""
-    for key, value in tree.items():
-        there = getattr(base, str(key), None) if isinstance(base, Spec) else base.get(key)
-        kind = kind_of(type(there)) if isinstance(there, Spec) else ""
-        named = isinstance(there, Spec) or (isinstance(there, dict) and any(isinstance(of, Spec) for of in there.values()))
-        if named and isinstance(value, dict) and value.get("kind", kind) == kind:
-            yield from _settings(there, value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}={as_word(value)}"
+    return _edited(whole, settings_in(tree, base))
 
 
 def _validated(tree: dict[str, Any]) -> Recipe:

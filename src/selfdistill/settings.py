@@ -6,6 +6,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -40,8 +41,21 @@ def yaml_from(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
-def as_word(value: Any) -> str:
-    """Plain data as a word of the command line: key=WORD is what `key: value` is in a user's YAML."""
+def settings_in(tree: dict[Any, Any], base: Any, before: str = "") -> Iterator[str]:
+    """key=value for each entry of a user's YAML, key a path from `base`, the spec that it starts from; of a slot that it fills with
+    another kind one for all of it."""
+    for key, value in tree.items():
+        there = getattr(base, str(key), None) if isinstance(base, Spec) else base.get(key)
+        kind = kind_of(type(there)) if isinstance(there, Spec) else ""
+        named = isinstance(there, Spec) or (isinstance(there, dict) and any(isinstance(of, Spec) for of in there.values()))
+        if named and isinstance(value, dict) and value.get("kind", kind) == kind:
+            yield from settings_in(value, there, f"{before}{key}.")
+        else:
+            yield f"{before}{key}={_word(value)}"
+
+
+def _word(value: Any) -> str:
+    """Plain data as a word of the command line."""
     if value is None or isinstance(value, str):
         return "none" if value is None else value
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

@@ -124,6 +124,15 @@ def test_random_init_has_the_encoder_of_a_method_and_a_vit_is_dense_too():
     assert 0 < found["dense"]["results"]["linear accuracy"] < 1
 
 
+def test_supervised_has_no_random_weights_of_a_module_of_ones_own(tiny_source, tmp_path):
+    tiny = {k: v for k, v in TINY.items() if not k.startswith("encoder")}
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(tiny_source.train.pixels[0].numel(), 16))
+    run = sd.pretrain("simsiam", data=tiny_source, encoder=module, out=tmp_path / "run", **tiny)
+    with pytest.raises(Misuse, match="supervised starts from random weights"):
+        sd.measure(run, "supervised", *(q for q in QUICK if "supervised" in q))
+    assert 0 <= sd.measure(run, "finetune", *(q for q in QUICK if "finetune" in q))["finetune"]["results"]["top1"] <= 1
+
+
 def test_choices_do_not_look_at_the_test_images(run):
     """With the test images' labels turned round, the same k and rates are chosen."""
     source = digits()

@@ -63,8 +63,8 @@ class Dense(Protocol):
             epochs=self.epochs,
             seed=self.seed,
         )
-        rows = (((f"{name} mIoU", of.miou), (f"{name} accuracy", of.accuracy)) for name, of in found.items())
-        return Found(dict(row for both in rows for row in both))
+        numbers = {name: {"mIoU": of.miou, "accuracy": of.accuracy} for name, of in found.items()}
+        return Found({f"{name} {what}": number for name, of in numbers.items() for what, number in of.items()})
 
     def _scenes(self, subject: Subject) -> tuple[Masked, Masked]:
         bank, labels, test, targets = subject.images

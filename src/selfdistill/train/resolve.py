@@ -106,12 +106,12 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
 def shown(base: Recipe, changes: Sequence[str]) -> tuple[Recipe, list[Changed]]:
     """(recipe, what the preset changed) as far as `changes` say: with a `data=`, all that a run on it will do; with a `preset=`, its
     values; without either, the paper's."""
-    _check_method(base, changes)
-    asked = base.edit(changes)
     if any(word.startswith("data=") for word in changes):
         recipe, _, changed = resolve(base, changes)
         return recipe, changed
-    before, changed = (base, []) if asked.preset in ("auto", base.preset) else with_preset(base, asked.preset)
+    _check_method(base, changes)
+    preset = base.edit(changes).preset
+    before, changed = (base, []) if preset in ("auto", base.preset) else with_preset(base, preset)
     return before.edit(changes), changed
 
 
