@@ -7,7 +7,7 @@ import torch
 
 import selfdistill as sd
 from selfdistill.diagnose.causes import CAUSES, cause_of
-from selfdistill.diagnose.verdict import before, judge, since
+from selfdistill.diagnose.verdict import before, below_start, judge, since
 from selfdistill.methods import METHODS
 from selfdistill.presets import PRESETS
 from selfdistill.train.resolve import with_preset
@@ -196,3 +196,9 @@ def test_what_was_said_before_is_told():
         " Of 5 probes 2 said collapsed, 1 said dominated-target."
     )
     assert after("healthy", "collapsed", "collapsed") == after("healthy") == after() == ""
+
+
+def test_a_backbone_worth_less_than_its_random_start_is_said():
+    assert "0.370 is below the 0.550" in below_start({"knn_top1": 0.37, "knn_random_init": 0.55})
+    for summary in ({}, {"knn_top1": None}, {"knn_top1": 0.6, "knn_random_init": None}, {"knn_top1": 0.6, "knn_random_init": 0.6}):
+        assert not below_start(summary)

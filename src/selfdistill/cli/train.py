@@ -90,6 +90,8 @@ def _report(run: Run) -> None:
 
 
 def _summary(run: Run) -> None:
+    from selfdistill.diagnose.verdict import below_start
+
     s = run.summary
     console.print(f"\n{s['because']}", soft_wrap=True)
     if s.get("knn_top1") is not None:
@@ -97,6 +99,8 @@ def _summary(run: Run) -> None:
         others = ", ".join(f"{name} {value:.3f}" for name, value in beside.items() if value is not None)
         spread = "not finite" if s["output_std"] is None else f"{s['output_std']:.2f}"
         console.print(f"kNN top-1 on held-out images {s['knn_top1']:.3f} ({others}), output_std {spread}", soft_wrap=True)
+        if below := below_start(s):
+            console.print(below, soft_wrap=True)
     if s.get("error_teacher") is not None:
         console.print(
             f"test error with {run.recipe.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}",

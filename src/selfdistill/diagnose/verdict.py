@@ -145,3 +145,12 @@ def before(rows: Iterable[Mapping[str, Any]]) -> str:
     said = [row["verdict"] for row in rows if row.get("verdict")]
     others = Counter(state for state in said if state not in ("healthy", *said[-1:]))
     return f" Of {len(said)} probes {', '.join(f'{n} said {state}' for state, n in others.items())}." if others else ""
+
+
+def below_start(summary: Mapping[str, Any]) -> str:
+    """Of a summary.json whose kNN is below that of the encoder before its first step: a sentence that says so, else nothing. No verdict
+    does: outputs may be spread out and say nothing of the classes (DINO without its momentum teacher, digits: kNN 0.37 for 0.55)."""
+    knn, start = summary.get("knn_top1"), summary.get("knn_random_init")
+    if knn is None or start is None or knn >= start:
+        return ""
+    return f"kNN {knn:.3f} is below the {start:.3f} of random weights: whatever the outputs differ by, it is not what the labels name."

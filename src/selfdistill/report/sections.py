@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 
 from selfdistill.diagnose.describe import READING, describe, ordered
-from selfdistill.diagnose.verdict import since
+from selfdistill.diagnose.verdict import below_start, since
 from selfdistill.disk import object_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
@@ -132,6 +132,8 @@ def worth(look: Look) -> Iterator[Block]:
         [("", "this run", "random init", "raw pixels"), ("kNN top-1", *(_number(s.get(name)) for name in baselines))],
         "Frozen features of held-out images (k = 20 or the whole bank), beside what no training gives",
     )
+    if below := below_start(s):
+        yield Words(below)
     of = {"kNN top-1": "knn", "ridge top-1": "ridge", "test error": "error"}
     who = [name for name in ("student", "teacher") if any(s.get(f"{key}_{name}") is not None for key in of.values())]
     if who:
