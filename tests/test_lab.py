@@ -399,6 +399,21 @@ def test_a_gap_that_is_not_finite_is_none(tiny_run, tmp_path, monkeypatch):
     assert (found["gap_predictor"], found["gap_projection"], found["gap_other"]) == (None, None, 1.0)
 
 
+def test_how_far_a_teacher_is_ahead_is_the_mean_over_the_probes(tiny_run, tmp_path):
+    run = sd.load(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    cells._measure(run, frozenset({"ahead"}))
+    assert json.loads((run.path / "summary.json").read_text())["teacher_ahead"] is None  # SimSiam is its own teacher
+
+    def row(teacher, student, **more):
+        return json.dumps({"step": 1, "epoch": 1, "knn_teacher": teacher, "knn_student": student, **more}) + "\n"
+
+    lines = row(0.5, 0.5) + row(0.8, 0.5, verdict="healthy") + row(0.8, 0.9, verdict="healthy")  # the first is of before training
+    (run.path / "metrics.jsonl").write_text(lines)
+    (run.path / "summary.json").write_text("{}")
+    cells._measure(sd.load(run.path), frozenset({"ahead"}))
+    assert json.loads((run.path / "summary.json").read_text())["teacher_ahead"] == pytest.approx(0.1)
+
+
 def test_a_reason_is_said_at_its_scale_and_where_the_claim_does_not_hold(job):
     claims = [
         Claim(id=id, says="", source="", where=(f"as-it-is.knn {compared} 2",), because={scale: "This is why."})

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from selfdistill.train import faults, loop
 from selfdistill.train.run import Run, load
 from selfdistill.train.trained import predictor_gap
 
-MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor"}
+MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor", "ahead": "teacher_ahead"}
 """the key of summary.json that says that a measure was taken; null where it has no meaning"""
 
 
@@ -208,6 +209,9 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
         learned = run.recipe.predictor is not None and run.recipe.teacher.kind != "expectation"
         gap = predictor_gap(run)._asdict() if learned else {"predictor": None, "projection": None, "other": None}
         found |= {f"gap_{name}": value if value is None or math.isfinite(value) else None for name, value in gap.items()}
+    if "ahead" in measures and MEASURED["ahead"] not in run.summary:
+        probes = [row for row in run.metrics if row.get("verdict") and row.get("knn_teacher") is not None]
+        found["teacher_ahead"] = fmean(row["knn_teacher"] - row["knn_student"] for row in probes) if probes else None
     if found:
         write_whole(run.path / "summary.json", json.dumps(run.summary | found, indent=2) + "\n")
 

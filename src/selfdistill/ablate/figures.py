@@ -22,6 +22,7 @@ METRICS = {
     "error": "of the classifier, on held-out images (Mean Teacher): the teacher's where there is one",
     "random": "kNN top-1 of the encoder before training",
     "pixels": "kNN top-1 of raw pixels",
+    "ahead": "kNN of the teacher less its student's, the mean over the probes (DINO Fig. 6)",
     "gap_predictor": "|h(z1) - E[z2]|^2 (SimSiam Sec. 5.2)",
     "gap_projection": "|z1 - E[z2]|^2, what the predictor must beat",
 }
@@ -43,6 +44,7 @@ def figures_of(summary: Mapping[str, Any]) -> Figures:
         "rank": summary.get("effective_rank"),
         "seconds": summary.get("wall_seconds"),
         "entropy": entropy / math.log(outputs) if entropy is not None and outputs else None,
+        "ahead": summary.get("teacher_ahead"),
         "error": summary.get("error_teacher", summary.get("error_student")),
         "random": summary.get("knn_random_init"),
         "pixels": summary.get("knn_raw_pixels"),

@@ -24,7 +24,7 @@ from selfdistill.recipe import Recipe
 from selfdistill.spec import Spec, problems
 from selfdistill.train.resolve import resolve
 
-Measure = Literal["linear", "gap"]
+Measure = Literal["linear", "gap", "ahead"]
 
 
 class Scale(Spec):
@@ -73,7 +73,7 @@ class Table(Spec):
     figure: str = ""
     """the field of published.json's rows that is the figure, in per cent"""
     measures: tuple[Measure, ...] = ("linear",)
-    """beyond what a run measures itself: a linear probe, the predictor's gap to the expectation"""
+    """beyond what a run measures itself: a linear probe, the predictor's gap to the expectation, how far the teacher is ahead"""
     curves: tuple[str, ...] = ()
     """keys of metrics.jsonl that are drawn over the epochs"""
     scales: dict[ScaleName, Scale]
