@@ -276,7 +276,7 @@ def loss_memory(who: str) -> dict[str, float]:
     torch.manual_seed(0)
     p = torch.randn(10, 64, 65536, device=DEVICE, requires_grad=True)
     t = torch.randn(2, 64, 65536, device=DEVICE)
-    term = recipe.terms["views"].build(65536).to(DEVICE)
+    term = recipe.terms["views"].build(65536, views=2).to(DEVICE)
     q = term.loss.target(t, NOW)  # the targets are the same for both
 
     def nested() -> Tensor:

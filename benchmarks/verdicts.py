@@ -26,7 +26,7 @@ import torch
 import selfdistill as sd
 from selfdistill.data.images import spread
 from selfdistill.data.loader import in_memory
-from selfdistill.diagnose.causes import over_classes
+from selfdistill.diagnose.ingredients import over_classes
 from selfdistill.diagnose.metrics import directions
 from selfdistill.diagnose.verdict import Verdict, judge, since
 from selfdistill.parts.loss import OverOutputs

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -206,7 +207,7 @@ def decode_alone(paths: list[Path]) -> Callable[[], None]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def timed(make: Callable[[], Callable[[], None]], barrier: mp.Barrier, seconds: mp.Queue, rounds: int) -> None:
+def timed(make: Callable[[], Callable[[], None]], barrier: Barrier, seconds: mp.Queue, rounds: int) -> None:
     """One process: build once, then a run each time the barrier opens. The first run warms up."""
     torch.set_num_threads(1)
     run = make()
