@@ -1,5 +1,6 @@
 """Any setting, and any combination of slots: it trains, saves, resumes and survives YAML, or is refused by name."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,7 +14,7 @@ from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe, leaves
 from selfdistill.settings import yaml_from, yaml_of
 from selfdistill.train.resolve import with_preset
-from tests.conftest import NET, TINY_OF
+from tests.conftest import NET, TINY, TINY_OF
 from tests.test_hostile import EFFORT
 
 KEYS = sorted({path for recipe in METHODS.values() for path, _ in leaves(recipe)} | set(Recipe.model_fields))
@@ -235,3 +236,20 @@ def test_a_term_that_a_yaml_leaves_out_of_its_terms_is_taken_out(tmp_path):
 def test_a_methods_own_yaml_is_the_method(method, tmp_path):
     (tmp_path / "mine.yaml").write_text(METHODS[method].to_yaml())
     assert recipe_of(str(tmp_path / "mine.yaml")) == METHODS[method]
+
+
+def test_python_values_are_settings(tiny_source, tmp_path):
+    """None in a mapping, tuples, and NumPy's numbers, as a program that computes its settings has them."""
+    settings = {
+        "teacher.tau": {"base": 0.9, "end": None},
+        "encoder.options": {"widths": (8, np.int64(16))},
+        "views.mean": [np.float64(0.25)],
+        "views.std": (np.float32(0.5),),
+        "predictor": None,
+    }
+    kept = {k: v for k, v in TINY.items() if k not in settings and not k.startswith("predictor")}
+    recipe = sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", **{**kept, **settings, "epochs": 1}).recipe
+    assert (recipe.teacher.tau.base, recipe.teacher.tau.end) == (0.9, None)
+    assert recipe.encoder.options == {"widths": [8, 16]}
+    assert (recipe.views.mean, recipe.views.std) == ((0.25,), (0.5,))
+    assert recipe.predictor is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,12 @@ from selfdistill.ablate.edits import without as edits
 from selfdistill.ablate.em import alternate
 from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
 from selfdistill.data.images import Source
-from selfdistill.data.sources import OWN, Data, given
+from selfdistill.data.sources import Data, given
 from selfdistill.errors import Failure, Misuse
 from selfdistill.export import deliver, embeddings
 from selfdistill.export import neighbours as near
 from selfdistill.methods import METHODS
-from selfdistill.own import ingredient, use
+from selfdistill.own import PYTHON, ingredient, use
 from selfdistill.parts.loss import LOSSES as losses
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
 from selfdistill.recipe import Recipe, diff, under
@@ -85,8 +86,8 @@ def pretrain(
 
     method: a name, or a recipe. changes: "key=value" as on the command line; settings: the same as keywords. data: a name, a
     folder, uint8 images [N, C, H, W], or a `Source` (with held-out labels for the probes). encoder: a name, or any module that
-    maps [B, C, H, W] to [B, F]. without: ingredients to take out. out: the run folder. resume: go on from its checkpoint. profile: say
-    where the time went.
+    maps [B, C, H, W] to [B, F], which stays as it is: `Run.backbone` is the trained copy. without: ingredients to take out. out: the
+    run folder. resume: go on from its checkpoint. profile: say where the time went.
     Raises `Misuse` for what cannot be done, before anything is written.
     """
     speaks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # one of several processes
@@ -95,9 +96,9 @@ def pretrain(
     source = images if isinstance(images, Source) else None
     without = [without] if isinstance(without, str) else without
     module = encoder if isinstance(encoder, nn.Module) else None
-    asked = [] if images is None else [f"data={OWN}{source.name}" if source else f"data={images}"]
+    asked = [] if images is None else [f"data={images}" if source is None else f"data={PYTHON}{source.name}"]
     if encoder is not None:
-        asked.append(f"encoder=python:{type(module).__name__}" if module else f"encoder={encoder}")
+        asked.append(f"encoder={PYTHON}{type(module).__name__}" if module is not None else f"encoder={encoder}")
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     base = method if isinstance(method, Recipe) else recipe_of(method)
     if resume:
@@ -266,7 +267,9 @@ def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str],
 def _word(value: Any) -> str:
     if isinstance(value, Spec):
         return value.model_dump_json()
-    return "none" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, (dict, list, tuple)):  # JSON, which YAML reads: Python's None, tuples and NumPy's numbers it does not
+        return json.dumps(value, default=lambda number: number.item())
+    return "none" if value is None else str(value)
 
 
 def _path(of: str | Path | None) -> Path | None:

@@ -19,6 +19,8 @@ from pydantic_core import core_schema
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.spec import Spec, kind_of
 
+PYTHON = "python:"
+"""before the name of images or of a module that a Python program gave, which no one else can open"""
 SLOTS: dict[str, tuple[str, ...]] = {
     "projector": ("out",),
     "predictor": ("trainable",),

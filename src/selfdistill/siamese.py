@@ -81,7 +81,7 @@ class Siamese(nn.Module):
         """`images`: how many the data set has. `encoder`: a module of the user's own in place of the recipe's."""
         super().__init__()
         size, channels = recipe.views.size, recipe.encoder.channels
-        backbone = recipe.encoder.build(size) if encoder is None else Backbone(encoder, channels, size)
+        backbone = recipe.encoder.build(size) if encoder is None else recipe.encoder.around(encoder, size)
         if recipe.views.locals:
             local = recipe.views.locals.size
             try:

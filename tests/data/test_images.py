@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from selfdistill.data.images import Files, Pixels, spread
+from selfdistill.data.images import Files, Pixels, Source, spread
 from selfdistill.data.reading import BadImage, inspect, open_photo, printable, read_image
+from selfdistill.data.sources import given
 from selfdistill.errors import Misuse
 
 HEIGHT, WIDTH = 12, 20
@@ -299,3 +300,30 @@ def test_pixels_and_files_have_one_interface(tmp_path: Path) -> None:
 def test_pixels_refuse_what_they_cannot_hold(shape: tuple[int, ...], dtype: torch.dtype, labels: torch.Tensor | None, message: str) -> None:
     with pytest.raises(Misuse, match=message):
         Pixels(torch.zeros(shape, dtype=dtype), labels, ("a", "b"))
+
+
+def test_a_numpy_array_is_images_too() -> None:
+    images = np.arange(64, dtype=np.uint8).reshape(1, 1, 8, 8)
+    source = given(images)
+    assert isinstance(source, Source)
+    assert torch.equal(source.train.pick(torch.tensor([0])).pixels, torch.as_tensor(images))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (np.zeros((4, 8, 8, 3), np.uint8), r"channels last: \.permute\(0, 3, 1, 2\)"),
+        (np.zeros((4, 3, 8, 8)), "float64"),
+        (np.zeros((4, 8, 8), np.uint8), r"not uint8 \[N, C, H, W\]"),
+        ([Image.new("L", (8, 8))], "give their folder"),
+        (iter([0]), "Streams are not read"),
+    ],
+)
+def test_what_is_no_set_of_images_is_told_the_way_out(data: object, said: str) -> None:
+    with pytest.raises(Misuse, match=said):
+        given(data)
+
+
+def test_labels_of_another_kind_are_named() -> None:
+    with pytest.raises(Misuse, match=r"labels are a ndarray, not a tensor"):
+        Pixels(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), np.arange(2), ("a", "b"))  # type: ignore[arg-type]

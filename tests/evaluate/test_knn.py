@@ -76,3 +76,10 @@ def test_a_bank_knows_itself_and_length_does_not_matter():
 def test_k_out_of_range(k):
     with pytest.raises(Misuse, match=f"k={k}"):
         knn.knn_predict(torch.randn(60, 8), torch.zeros(60).long(), torch.randn(2, 8), k)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    bank, labels = torch.eye(4), torch.arange(4)
+    with pytest.raises(Misuse, match="temperature"):
+        knn.knn_accuracy(bank, labels, bank, labels, k=2, temperature=temperature)

@@ -18,6 +18,7 @@ from selfdistill.disk import taken
 from selfdistill.errors import Misuse
 from selfdistill.train import checkpoint, loop
 from selfdistill.train import run as run_module
+from selfdistill.train.faults import compiled
 from tests.conftest import TINY, TINY_OF, VIT
 from tests.crash import lines, process, same, state_of, until
 
@@ -260,3 +261,13 @@ def test_a_run_that_fails_as_it_begins_lets_go_of_its_folder(tiny_source, tmp_pa
         sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
     assert kept
     taken(tmp_path / "run").release()
+
+
+def test_a_compiler_that_is_not_there_is_said(tmp_path):
+    class InvalidCxxCompiler(Exception):
+        __module__ = "torch._inductor.exc"
+
+    with pytest.raises(sd.Failure, match=r"compile=on: none found. compile=off"), compiled():
+        raise InvalidCxxCompiler("none found\nSet TORCH_LOGS")
+    with pytest.raises(ValueError, match="another"), compiled():
+        raise ValueError("another")

@@ -228,7 +228,7 @@ def test_a_module_of_the_users_own(tiny_source, tmp_path):
 
 
 def test_no_figure_of_a_module_of_the_users_own_is_of_other_weights(tiny_source, tmp_path):
-    """The run measures copies: its backbone is the teacher, and neither is changed by a look at the student; the user's trains on."""
+    """The run measures copies: its backbone is the teacher, and neither is changed by a look at the student."""
     net = nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12))
     tiny = {k: v for k, v in TINY_OF["mean-teacher"].items() if not k.startswith("encoder")}
     run = sd.pretrain("mean-teacher", data=tiny_source, encoder=net, out=tmp_path / "run", **tiny)

@@ -31,6 +31,8 @@ class Pixels:
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             raise Misuse(f"pixels are {self.pixels.dtype} {list(self.pixels.shape)}, not uint8 [N, C, H, W]: convert them first")
+        if self.pixels.shape[3] in (1, 3) and min(self.pixels.shape[1:3]) > 4:
+            raise Misuse(f"pixels are {list(self.pixels.shape)}, channels last: .permute(0, 3, 1, 2) makes them [N, C, H, W]")
         _check_labels(self.labels, self.classes, len(self))
 
     def __len__(self) -> int:
@@ -186,6 +188,8 @@ def picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:
 def _check_labels(labels: Tensor | None, classes: tuple[str, ...], images: int) -> None:
     if labels is None:
         return
+    if not isinstance(labels, Tensor):
+        raise Misuse(f"labels are a {type(labels).__name__}, not a tensor: torch.as_tensor(labels)")
     if labels.dtype != torch.int64 or labels.shape != (images,):
         raise Misuse(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [{images}], one for each image")
     if images and not -1 <= int(labels.min()) <= int(labels.max()) < len(classes):

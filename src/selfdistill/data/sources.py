@@ -24,14 +24,13 @@ from selfdistill.data.reading import printable
 from selfdistill.data.shards import is_shards, open_shards
 from selfdistill.data.table import PREFIX, open_table
 from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.own import PYTHON
 
 # scikit-learn and torchvision are imported where they are used: a command that opens a folder starts without them.
 
-Data = str | Path | Tensor | Source
+Data = str | Path | Tensor | np.ndarray | Source
 """what a Python program may pass: a name, a folder, uint8 images [N, C, H, W], or a set with held-out images and labels"""
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
-OWN = "python:"
-"""before the name of images that a Python program passed, which no one else can open"""
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
@@ -43,8 +42,8 @@ def open_source(data: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     """
     check_data(data)
     name = os.path.expanduser(data)
-    if name.startswith(OWN):
-        raise Misuse(f"data={name}: images of a Python program, which passes them again: sd.load(RUN, data=images)")
+    if name.startswith(PYTHON):
+        raise Misuse(f"data={name}: images of a Python program, which passes them again: sd.load(RUN, data=images), or with resume=True")
     if isinstance(data, str) and name in SOURCES:
         return SOURCES[name]()
     if name.startswith(PREFIX):
@@ -68,8 +67,8 @@ def word_of(data: str | os.PathLike[str]) -> str:
 
 def given(data: Any) -> str | Source:
     """`Data` as what can be opened, or is open. Raises `Misuse` for what is none."""
-    if isinstance(data, Tensor):
-        return Source("tensor", Pixels(data))
+    if isinstance(data, (Tensor, np.ndarray)):
+        return Source("tensor", Pixels(torch.as_tensor(data)))
     if isinstance(data, Source):
         return data
     check_data(data)
@@ -79,7 +78,11 @@ def given(data: Any) -> str | Source:
 def check_data(data: Any) -> None:
     """Raises `Misuse` for what is no name and no path, and for what gives its images in an order of its own: a URL, a pipe, an iterator."""
     if not isinstance(data, (str, os.PathLike)):
-        said = f" is a {type(data).__module__}.{type(data).__name__}, not a name, a path, a uint8 tensor [N, C, H, W] or a Source"
+        said = f" is a {type(data).__module__}.{type(data).__name__}, not a name, a path, uint8 images [N, C, H, W] or a Source"
+        if hasattr(data, "__len__"):
+            raise Misuse(
+                f"data{said}. Of image files give their folder; of images in memory stack a tensor, and Source(name, Pixels(tensor))"
+            )
     elif re.match(r"pipe:|\w+://", name := os.fspath(data)):
         said = f"={printable(name)} is a stream"
     else:

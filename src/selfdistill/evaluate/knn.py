@@ -75,7 +75,9 @@ def _candidates(similarity: Tensor, bound: Tensor, k: int) -> tuple[Tensor, Tens
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float = 0.07) -> Tensor:
     """[Q, classes], the votes for each class: a neighbour at `similarity` [Q, k] with `labels` [Q, k] has exp(cos / temperature),
-    up to a factor for each query."""
+    up to a factor for each query. Raises `Misuse` unless temperature is above 0."""
+    if not temperature > 0:
+        raise Misuse(f"temperature={temperature}: votes are exp(cos / temperature), and it is above 0")
     # exp((cos - max) / T): the same order as exp(cos / T), which overflows fp32 below T = 0.0113
     weight = ((similarity - similarity[:, :1]) / temperature).exp()
     return weight.new_zeros(len(weight), classes).scatter_add_(1, labels, weight)

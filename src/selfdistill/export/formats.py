@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import Misuse
+from selfdistill.own import PYTHON
 from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 
@@ -98,7 +99,7 @@ class Safetensors(Format):
 
     def code(self, kept: Kept) -> str:
         spec, size = kept.recipe.encoder, kept.recipe.views.size
-        if spec.name.startswith("python:"):
+        if spec.name.startswith(PYTHON):
             room = "backbone import Backbone"
             of = f"Backbone(module, {spec.channels}, {size})  # your own, {spec.name.removeprefix('python:')}"
         else:
@@ -114,7 +115,7 @@ class Safetensors(Format):
         )
 
     def features(self, kept: Kept, folder: Path, images: Tensor) -> Tensor:
-        if not kept.recipe.encoder.name.startswith("python:"):
+        if not kept.recipe.encoder.name.startswith(PYTHON):
             return super().features(kept, folder, images)
         theirs = copy.deepcopy(kept.backbone)
         theirs.net.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
@@ -259,7 +260,7 @@ def timm_call(kept: Kept) -> tuple[str, dict[str, Any]]:
     if call is None:
         if encoder.name == "resnet-small":
             made = "encoder=resnet-small is selfdistill's own"
-        elif encoder.name.startswith("python:"):
+        elif encoder.name.startswith(PYTHON):
             made = f"encoder={encoder.name} is a module of your own"
         else:
             made = f"encoder.stem={encoder.stem}: the ResNets of timm and torchvision have a 7x7 stem"

@@ -10,6 +10,7 @@ from timm.layers.mlp import Mlp, SwiGLU
 from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfdistill.errors import Misuse
 
@@ -24,6 +25,20 @@ def in_eval(network: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """For a backward pass that computes activations again (encoder.checkpointing): BatchNorm's running statistics have moved in the
+    forward pass, and would move once more."""
+    moving = [(part, part.momentum, part.num_batches_tracked) for part in network.modules() if isinstance(part, _BatchNorm)]
+    for part, *_ in moving:
+        part.momentum, part.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for part, momentum, batches in moving:
+            part.momentum, part.num_batches_tracked = momentum, batches
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -1,5 +1,6 @@
 """Networks by name: any timm model, ResNets for small images, a small ResNet for CPUs."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.own import PYTHON
 from selfdistill.parts.backbone import Backbone, why
 from selfdistill.spec import Spec
 
@@ -46,7 +48,33 @@ class Encoder(Spec):
 
     def build(self, size: int) -> Backbone:
         """The module, randomly initialised. Raises `Misuse` for a name or an option that is unknown, or a size that does not fit."""
-        net = _network(self, size)
+        return self._backbone(_network(self, size), size)
+
+    def around(self, module: nn.Module, size: int) -> Backbone:
+        """A copy of a module of the user's own, which stays as it is: in train mode, as those built here. Raises `Misuse` for one that
+        cannot be trained, copied, saved and loaded."""
+        kind = type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Misuse(f"encoder: {kind} is TorchScript, which has no copy that goes its own way: give the module that it was made of")
+        odd = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.dtype != torch.float32}
+        if odd:
+            raise Misuse(f"encoder: {kind} has parameters of {', '.join(sorted(odd))}: .float() it; what is no weight is a buffer")
+        try:
+            net = copy.deepcopy(module)
+            net = net if net.training else net.train()  # else a BatchNorm that the user froze stays frozen
+        except Exception as e:  # whatever a module's parts say
+            raise Misuse(f"encoder: {kind} cannot be copied: {' '.join(str(e).split())}") from e
+        backbone, state = self._backbone(net, size), net.state_dict()
+        more = [key for key, value in state.items() if not isinstance(value, Tensor)]
+        if more:
+            raise Misuse(f"encoder: the state of {kind} holds more than tensors ({', '.join(more)}), which a checkpoint refuses")
+        try:
+            net.load_state_dict({key: value.clone() for key, value in state.items()})
+        except RuntimeError as e:
+            raise Misuse(f"encoder: {kind} cannot load its own state, so no run of it could go on: {' '.join(str(e).split())}") from e
+        return backbone
+
+    def _backbone(self, net: nn.Module, size: int) -> Backbone:
         if self.checkpointing:
             _checkpoint(net, self.name)
         try:
@@ -100,8 +128,10 @@ def _network(spec: Encoder, size: int) -> nn.Module:
             return _restem(SmallResNet(spec.channels, zero_init_residual=spec.zero_init_residual, **spec.options), spec)
         except (TypeError, IndexError, ValueError, RuntimeError) as e:
             raise Misuse(f"encoder.options={spec.options} does not fit resnet-small, which takes widths, a list of numbers: {e}") from e
-    if spec.name.startswith("python:"):
-        raise Misuse(f"encoder={spec.name}: this run was made with a module of your own: sd.load(RUN, encoder=module) passes it again")
+    if spec.name.startswith(PYTHON):
+        raise Misuse(
+            f"encoder={spec.name}: a module of a Python program, which passes it again: sd.load(RUN, encoder=module), or with resume=True"
+        )
     hint = did_you_mean(spec.name, [*RESNETS, "resnet-small", *(f"timm:{m}" for m in timm.list_models())])
     raise Misuse(f"encoder={spec.name}: no such encoder. Allowed: {', '.join(RESNETS)}, resnet-small, timm:NAME.{hint}")
 

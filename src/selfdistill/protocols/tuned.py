@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfdistill.data.sources import OWN
 from selfdistill.errors import Misuse
 from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
+from selfdistill.own import PYTHON
 from selfdistill.parts.backbone import device_of
 from selfdistill.parts.optim import AdamW
 from selfdistill.protocols.frozen import Count, Found, Protocol, Rates, Seed
@@ -54,7 +54,7 @@ class Supervised(Finetune):
     rates: Rates = (0.03, 0.1, 0.3)
 
     def measure(self, subject: Subject) -> Found:
-        if subject.recipe.encoder.name.startswith(OWN):
+        if subject.recipe.encoder.name.startswith(PYTHON):
             raise Misuse(f"{subject.name}: supervised starts from random weights, which a module of your own has no more: leave it out")
         at = device_of(_network(subject))
         return super().measure(replace(subject, backbone=untrained(subject.recipe).to(at)))

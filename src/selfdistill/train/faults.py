@@ -136,3 +136,15 @@ def all_present(fabric: Fabric, how_to_go_on: str) -> Iterator[None]:
             f"process {fabric.global_rank} of {fabric.world_size} lost another one, which was killed or failed: see its own message "
             f"({' '.join(str(e).split())[:120]}). The last checkpoint is untouched. Go on with: {how_to_go_on}"
         ) from e
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """What torch.compile cannot do here, as without a C++ compiler, it says in its first step. Raises `Failure`."""
+    try:
+        yield
+    except Exception as e:
+        if not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        said = next(iter(str(e).splitlines()), type(e).__name__)
+        raise Failure(f"compile=on: {said}. compile=off, in a new run, trains without") from e

@@ -23,7 +23,7 @@ def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[nn.Mo
     Raises `Misuse` where they lack some of the encoder's and `init_partial` is not set, `Failure` where they cannot be had.
     """
     source, size = str(recipe.init_from), recipe.views.size
-    net: nn.Module = recipe.encoder.build(size).net if encoder is None else encoder
+    net = (recipe.encoder.build(size) if encoder is None else recipe.encoder.around(encoder, size)).net
     wanted = net.state_dict()
     found, prefix = _best(_weights(source, recipe), wanted)
     taken = {k: found[prefix + k] for k, mine in wanted.items() if getattr(found.get(prefix + k), "shape", None) == mine.shape}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from selfdistill import own
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
-from selfdistill.data.sources import OWN
 from selfdistill.disk import object_of, taken, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
+from selfdistill.parts.backbone import statistics_kept
 from selfdistill.parts.collective import all_wait, synchronised
 from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.schedule import Progress
@@ -30,7 +29,7 @@ from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.allocator import keep_freed_memory
 from selfdistill.train.clock import Clock
-from selfdistill.train.faults import Guard, Interrupted, Stopped, all_present, signals
+from selfdistill.train.faults import Guard, Interrupted, Stopped, all_present, compiled, signals
 from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal
 from selfdistill.train.loggers import open_loggers
@@ -81,7 +80,7 @@ def pretrain(
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
 
     if not resume:
-        named = Path(recipe.data.removeprefix(OWN)).name  # hf:NAME and shards-{000..127}.tar too
+        named = Path(recipe.data.removeprefix(own.PYTHON)).name  # hf:NAME and shards-{000..127}.tar too
         data = re.sub(r"[^\w.-]+", "-", named).strip("-")
         out = fabric.broadcast(new_folder(out, f"{recipe.method}-{data}"))
         fabric.barrier()  # all have seen that it is not there
@@ -91,7 +90,6 @@ def pretrain(
     assert out is not None
     run = Run(out, encoder, source)
     run.recipe = recipe  # a resume may have changed what it may, as workers
-    how = shlex.join(["selfdistill", "pretrain", recipe.method, *own.flags(), "--out", str(out), "--resume"])
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
 
@@ -116,7 +114,7 @@ def pretrain(
             for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
                 (out / of_the_end).unlink(missing_ok=True)
         guard = Guard(siamese, recipe, source.train, out, passed_over)
-        with signals() as came, all_present(fabric, how), workers_alive(), denormals_flushed():
+        with signals() as came, all_present(fabric, run.how_to_go_on), compiled(), workers_alive(), denormals_flushed():
             if monitor and start == 0:
                 with clock("probes and log"):
                     monitor.before(siamese)
@@ -135,7 +133,7 @@ def pretrain(
                     with fabric.no_backward_sync(model, enabled=micro < recipe.accumulate - 1):
                         with clock("forward"):
                             made: Step = model(seen, now)
-                        with clock("backward"):
+                        with clock("backward"), statistics_kept(siamese.student):
                             fabric.backward(made.loss / recipe.accumulate)
                     parts.append((made.loss.detach(), {name: loss.detach() for name, loss in made.losses.items()}))
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
@@ -163,14 +161,14 @@ def pretrain(
                     break
                 if guard.signum and not last:
                     fabric.barrier()  # a process that ends takes the others with it: not before the checkpoint is written
-                    raise Interrupted(guard.signum, f"saved at step {after.step} of {total}. Go on with: {how}")
+                    raise Interrupted(guard.signum, f"saved at step {after.step} of {total}. Go on with: {run.how_to_go_on}")
     finally:
         views.close()  # and with it the workers
         if journal:
             journal.close()
         if lock:
             lock.release()
-    with all_present(fabric, how), all_wait():
+    with all_present(fabric, run.how_to_go_on), all_wait():
         if journal:
             _finish(run, siamese, journal)
     del meeting  # not before: the processes talk through it
@@ -235,7 +233,7 @@ def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
 
 def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     """backbone.safetensors and summary.json, with kNN over the whole bank beside its two baselines."""
-    state = {k: v.detach().contiguous().cpu() for k, v in siamese.backbone.net.state_dict().items()}
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in siamese.backbone.net.state_dict().items()}
     write_whole(run.path / "backbone.safetensors", safetensors.torch.save(state))
     summary = object_of(run.path / "summary.json") | journal.last  # a run that had ended keeps what protocols added
     summary["images"] = len(run.source.train)
@@ -246,8 +244,8 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     else:
         k = usual_k(len(bank))
         summary["knn_top1"] = run.knn(k)
-        # A module of the user's own holds trained weights by now: what it was worth at first, the first line tells.
-        summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder else run.knn(k, trained=False)
+        # A module of the user's own may be drawn anew when a run goes on: what it was worth at first, the first line tells.
+        summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder is not None else run.knn(k, trained=False)
         if run.recipe.labels is not None:
             summary |= test_errors(siamese, run.recipe, test, targets)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import platform
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from selfdistill.data.images import Encoded, Files, Images, Pixels, Source
+from selfdistill import own
+from selfdistill.data.images import Encoded, Files, Images, Source
 from selfdistill.data.loader import cores, plain_batches
 from selfdistill.data.reading import printable
-from selfdistill.data.sources import OWN, Data, given, open_source
+from selfdistill.data.sources import Data, given, open_source
 from selfdistill.disk import flushed, object_of, rows_of, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
@@ -77,9 +78,20 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The last value of each metric. Raises `Misuse` while the run has not ended."""
+        if not self.path.is_dir():
+            raise Misuse(f"{self.path}: seen from {Path.cwd()}, the run's folder is not there")
         if not self.ended:
-            raise Misuse(f"{self.path}: the run has not ended: selfdistill pretrain {self.recipe.method} --out {self.path} --resume")
+            raise Misuse(f"{self.path}: the run has not ended: {self.how_to_go_on}")
         return object_of(self.path / "summary.json")
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that resumes the run; of one that a Python program gave images or a module, the call that passes them again."""
+        r = self.recipe
+        again = [f"{what}={what}" for what, name in (("data", r.data), ("encoder", r.encoder.name)) if name.startswith(own.PYTHON)]
+        if again:
+            return f"sd.pretrain({r.method!r}, {', '.join(again)}, out={str(self.path)!r}, resume=True)"
+        return shlex.join(["selfdistill", "pretrain", r.method, *own.flags(), "--out", str(self.path), "--resume"])
 
     @property
     def ended(self) -> bool:
@@ -124,17 +136,20 @@ class Run:
     def _untrained(self) -> Backbone:
         """The encoder as the run's seed initialised it; a module of the user's own is as it is."""
         if self.own_encoder is not None:
-            own = copy.deepcopy(self.own_encoder)  # the user's goes on as they left it
-            return Backbone(own, self.recipe.encoder.channels, self.recipe.views.size)
+            return self.recipe.encoder.around(self.own_encoder, self.recipe.views.size)
         return untrained(self.recipe)
 
-    def embed(self, images: Tensor | Sequence[Path] | str | Path | Source) -> Tensor:
+    def embed(self, images: Data | Sequence[str | Path]) -> Tensor:
         """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set, by name or folder too: its training images, then
-        those held out. Warns of images that cannot be read, whose features are NaN, and of those that a folder leaves out."""
-        if isinstance(images, (str, Path)):
+        those held out. Warns of images that cannot be read, whose features are NaN, and of those that a folder leaves out. Raises
+        `Misuse`."""
+        if isinstance(images, (list, tuple)) and all(isinstance(p, (str, Path)) for p in images):
+            images = Source("images", Files([Path(p) for p in images]))
+        images = given(images)
+        if isinstance(images, str):
             images = open_source(images, self.recipe.on_bad_image)
-        if not isinstance(images, Source):
-            images = Source("images", Pixels(images) if isinstance(images, Tensor) else Files([Path(p) for p in images]))
+        if not len(images.train):
+            raise Misuse("embed: there are no images")
         if images.left_out:
             warnings.warn(images.left_out, stacklevel=2)
         images = images.of_channels(self.recipe.encoder.channels)
@@ -169,7 +184,7 @@ def load(path: str | Path, encoder: nn.Module | None = None, data: Data | None =
         return Run(Path(path), encoder)
     images = given(data)
     run = Run(Path(path), encoder, images if isinstance(images, Source) else open_source(images))
-    if images != run.recipe.data and not run.recipe.data.startswith(OWN):
+    if images != run.recipe.data and not run.recipe.data.startswith(own.PYTHON):
         raise Misuse(f"{path}: a run of data={run.recipe.data}, which it opens itself; measure(..., to=images) takes it to others")
     takes = run.recipe.encoder.channels
     for part in (run.source.train, run.source.test, run.source.bank):
