@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from selfdistill.data import loader
 from selfdistill.data.images import Files, Pixels
 from selfdistill.data.loader import training_views
-from selfdistill.data.order import micro_batches, visible_labels, with_labelled
+from selfdistill.data.order import evenly, micro_batches, visible_labels
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 
@@ -35,7 +38,7 @@ def images(n=30, classes=3):
 
 
 def test_an_epoch_has_each_image_once_and_drops_what_fills_no_batch():
-    batches = [index for epoch, index in micro_batches(RECIPE, 30, 0) if epoch == 0]
+    batches = [index for rounds, index in micro_batches(RECIPE, 30, 0) if (rounds == 0).all()]
     assert [len(b) for b in batches] == [8, 8, 8]
     assert len(torch.cat(batches).unique()) == 24
 
@@ -44,7 +47,7 @@ def test_a_later_start_sees_what_is_left():
     whole = list(micro_batches(RECIPE, 30, 0))
     for step in (1, 3, 5):
         rest = list(micro_batches(RECIPE, 30, step))
-        assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(whole[step:], rest, strict=True))
+        assert all(torch.equal(torch.stack(a), torch.stack(b)) for a, b in zip(whole[step:], rest, strict=True))
 
 
 @pytest.mark.parametrize("labels", [3, 7, 0.5, 1.0])
@@ -72,27 +75,57 @@ def test_labels_of_images_that_have_none():
         visible_labels(Pixels(torch.zeros(30, 1, 8, 8, dtype=torch.uint8)), SEMI)
 
 
+def few(labelled, n=30):
+    """[n] labels of a run that sees those of `labelled` alone."""
+    visible = torch.full((n,), -1)
+    visible[labelled] = 0
+    return visible
+
+
 def test_each_batch_has_its_share_of_labelled_images_and_all_come_in_turn():
     labelled = torch.tensor([3, 5, 8, 13, 21])
+    recipe = SEMI.edit(["labelled_share=0.25", "epochs=4"])  # 2 of 8, in 12 steps
     seen = []
-    for step in range(10):
-        batch = with_labelled(torch.arange(100, 108), labelled, 2, step, seed=0)
+    for rounds, batch in micro_batches(recipe, 30, 0, visible=few(labelled)):
         assert len(batch) == 8
-        chosen = batch[batch < 100]
-        assert len(chosen) == 2
-        assert (batch[:4] < 100).sum() == 1  # spread, so that micro-batches and ranks have their share
-        seen += chosen.tolist()
-    assert [seen.count(int(i)) for i in labelled] == [4] * 5
+        asked = rounds >= recipe.epochs
+        assert asked.nonzero()[:, 0].tolist() == [0, 7]  # spread, so that micro-batches and ranks have their share
+        seen += batch[asked].tolist()
+    assert sorted(seen.count(int(i)) for i in labelled) == [4, 5, 5, 5, 5]  # of 24 places
+
+
+def test_a_labelled_image_is_cropped_anew_each_time_it_comes():
+    """Few images fill many places of an epoch: by the epoch alone they would be the same crop each time."""
+    recipe = SEMI.edit(["labelled_share=0.5", "epochs=5", "labels=3"])
+    source = replace(images(), pixels=torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8))
+    crops = [
+        views.crops[0][:, n]
+        for views in training_views(source, recipe, 0, torch.device("cpu"), print)
+        for n in range(8)
+        if views.labels[n] >= 0
+    ]
+    assert len(crops) >= 60
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) == len(crops)
 
 
 def test_labelled_images_come_in_an_order_of_the_seed():
-    labelled = torch.arange(20)
-
     def order(seed):
-        return torch.cat([with_labelled(torch.arange(100, 104), labelled, 4, step, seed) for step in range(5)]).tolist()
+        recipe = SEMI.edit(["labelled_share=0.5", f"seed={seed}"])
+        return [index.tolist() for _, index in micro_batches(recipe, 30, 0, visible=few(torch.arange(20)))]
 
     assert order(0) == order(0)
     assert order(0) != order(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(found=st.lists(st.integers(1, 50), min_size=1, max_size=8), data=st.data())
+def test_labels_are_shared_evenly_among_classes_that_have_so_many(found, data):
+    total = data.draw(st.integers(len(found), sum(found)))
+    each = evenly(total, found)
+    assert sum(each) == total
+    for n, of in zip(each, found, strict=True):
+        assert 0 < n <= of
+        assert n == of or n >= max(each) - 1  # one that has fewer gives all
 
 
 def test_a_containers_quota_and_the_processes_beside_count(monkeypatch, tmp_path):

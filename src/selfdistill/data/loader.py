@@ -57,16 +57,16 @@ def training_views(
         yield views if labels is None else views._replace(labels=labels[views.ids])
 
 
-def _views(images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[int, Tensor]]) -> Iterator[Views]:
+def _views(images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Views]:
     if isinstance(images, Pixels):
         pixels = images.pixels.to(device) if _fits(images.pixels, device) else images.pixels
-        for epoch, index in order:
+        for rounds, index in order:
             batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
-            yield views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, epoch)
+            yield views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, rounds.to(device))
         return
-    todo = ([(epoch, int(i)) for i in index] for epoch, index in order)
+    todo = (list(zip(rounds.tolist(), index.tolist(), strict=True)) for rounds, index in order)
     reported: set[Path] = set()
-    for epoch, index, cut, bad in _loader(_Crops(images, recipe), todo, recipe.workers):
+    for rounds, index, cut, bad in _loader(_Crops(images, recipe), todo, recipe.workers):
         for path, reason in bad:
             if path not in reported:
                 reported.add(path)
@@ -74,7 +74,7 @@ def _views(images: Images, recipe: Recipe, device: torch.device, report: Report,
         if not cut:
             raise Failure(f"{len(bad)} files in a row could not be read, the last {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
         index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
-        yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, epoch)
+        yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, rounds.to(device, non_blocking=True))
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:
@@ -112,7 +112,7 @@ def in_memory(images: Images, spec: Crops, workers: int | str = "auto") -> Pixel
 
 
 Key = tuple[int, int]
-"""(epoch, image)"""
+"""(round, image)"""
 Bad = list[tuple[Path, str]]
 
 
@@ -125,20 +125,20 @@ class _Crops(Dataset[Any]):
         self.images, self.seed = images, recipe.seed  # not the recipe: a worker need not know a class of the user's own that it names
         self.sizes = recipe.views.of_each_size(recipe.global_views)
 
-    def __getitems__(self, keys: list[Key]) -> tuple[int, Tensor, list[Tensor], Bad]:
-        """(epoch, index [B], crops of each size, files that another had to stand in for); no crops where none could."""
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor, list[Tensor], Bad]:
+        """(rounds [B], index [B], crops of each size, files that another had to stand in for); no crops where none could."""
         bad: Bad = []
-        index = torch.tensor([i for _, i in keys])
+        rounds, index = torch.tensor(keys).unbind(1)
         crops = [_memory(len(keys), len(views), 3, views[0][1], views[0][1]) for views in self.sizes]
         todo = torch.arange(len(keys))
         for _ in range(min(SUBSTITUTES, len(self.images))):
-            todo = self._cut(keys[0][0], index, todo, crops, bad)
+            todo = self._cut(rounds, index, todo, crops, bad)
             if not len(todo):
-                return keys[0][0], index, crops, bad
+                return rounds, index, crops, bad
             index[todo] = (index[todo] + 1) % len(self.images)
-        return keys[0][0], index, [], bad  # given up; said by the process that trains, as an exception would bring its traceback
+        return rounds, index, [], bad  # given up; said by the process that trains, as an exception would bring its traceback
 
-    def _cut(self, epoch: int, index: Tensor, todo: Tensor, crops: list[Tensor], bad: Bad) -> Tensor:
+    def _cut(self, rounds: Tensor, index: Tensor, todo: Tensor, crops: list[Tensor], bad: Bad) -> Tensor:
         """Cuts the crops at the places `todo` of the batch; returns those whose file proved unreadable."""
         left: list[int] = []
 
@@ -154,7 +154,7 @@ class _Crops(Dataset[Any]):
         places = [place for place, found in sides.items() if found]
         ids, (height, width) = index[places], torch.tensor([sides[place] for place in places]).view(-1, 2).unbind(1)
         boxes = [
-            torch.stack([crop_boxes(draws(self.seed, epoch, ids, v)[:, :DRAWS], height, width, how) for v, _, how in views], 1)
+            torch.stack([crop_boxes(draws(self.seed, rounds[places], ids, v)[:, :DRAWS], height, width, how) for v, _, how in views], 1)
             for views in self.sizes
         ]  # [b, V, 4] for each size
         needs = [views[0][1] / of[..., 2:].amin((1, 2)) for views, of in zip(self.sizes, boxes, strict=True)]  # [b] for each size

@@ -15,11 +15,13 @@ from selfdistill.views.draw import balanced, permutation
 
 def micro_batches(
     recipe: Recipe, images: int, step: int, rank: int = 0, ranks: int = 1, visible: Tensor | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """(epoch, index [batch_size / accumulate / ranks]) for each micro-batch of this rank, from optimiser step `step` to the run's end.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rounds, index), [batch_size / accumulate / ranks] each, for each micro-batch of this rank, from optimiser step `step` to the
+    run's end: which image, and which time it comes, by which its views are drawn.
 
-    An epoch is a permutation of all images, by seed and epoch alone; what does not fill a batch is left out until the next.
-    Where labels are trained on (`visible` [N], -1 for no label), a share of each batch is labelled.
+    An epoch is a permutation of all images, by seed and epoch alone, and their round; what does not fill a batch is left out until the
+    next. Where labels are trained on (`visible` [N], -1 for no label), a share of each batch is labelled: few images, that come many
+    times an epoch and are in a round of their own, beyond the epochs', each time.
     """
     share = recipe.micro_batch(ranks)
     labelled = None if visible is None else (visible >= 0).nonzero()[:, 0]
@@ -28,27 +30,29 @@ def micro_batches(
         if s == step or s % steps == 0:
             order = permutation(recipe.seed, s // steps, images)
         batch = order[s % steps * recipe.batch_size :][: recipe.batch_size]
+        rounds = torch.full_like(batch, s // steps)
         if labelled is not None:
-            batch = with_labelled(batch, labelled, round(recipe.labelled_share * recipe.batch_size), s, recipe.seed)
-        for micro in batch.split(ranks * share):
-            yield s // steps, micro.split(share)[rank]
+            chosen, times = next_labelled(labelled, round(recipe.labelled_share * recipe.batch_size), s, recipe.seed)
+            among = torch.linspace(0, len(batch) - 1, len(chosen)).long()  # spread evenly: each rank and micro-batch has its share
+            batch, rounds = batch.clone().index_copy_(0, among, chosen), rounds.index_copy_(0, among, recipe.epochs + times)
+        for micro in torch.stack([rounds, batch]).split(ranks * share, dim=1):
+            of_the_rank = micro.split(share, dim=1)[rank]  # [2, b]
+            yield of_the_rank[0], of_the_rank[1]
 
 
-def with_labelled(batch: Tensor, labelled: Tensor, count: int, step: int, seed: int) -> Tensor:
-    """The batch with `count` of its images, spread evenly, replaced by labelled ones: the next in an endless row of permutations."""
+def next_labelled(labelled: Tensor, count: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """([count] labelled images of a step, the next in an endless row of permutations; [count], which of these it is)."""
     places = torch.arange(step * count, (step + 1) * count)
     n = len(labelled)
     orders = {int(c): permutation(seed + 1, int(c), n) for c in (places // n).unique()}
-    chosen = torch.stack([labelled[orders[int(place) // n][place % n]] for place in places])
-    mixed = batch.clone()
-    mixed[torch.linspace(0, len(batch) - 1, count).long()] = chosen
-    return mixed
+    return torch.stack([labelled[orders[int(place) // n][place % n]] for place in places]), places // n
 
 
 def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
-    """[N] int64, the labels that the run may learn from, -1 for the others: `recipe.labels` of them, balanced, drawn by seed.
+    """[N] int64, the labels that the run may learn from, -1 for the others: `recipe.labels` of them, drawn by seed, as many of each class
+    as of any other that has so many.
 
-    Raises `Misuse` when there are no labels, or fewer in a class than asked.
+    Raises `Misuse` when there are no labels, fewer than asked, or not one for each class.
     """
     if recipe.labels is None:
         return None
@@ -56,12 +60,26 @@ def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
         raise Misuse(f"labels={recipe.labels}: data={recipe.data} has no labels to learn from; put each class into a folder of its own")
     classes = len(images.classes)
     total = recipe.labels if isinstance(recipe.labels, int) else round(recipe.labels * len(images))
-    each = [total // classes + (c < total % classes) for c in range(classes)]
-    for c, want in enumerate(each):
-        found = int((images.labels == c).sum())
-        if not 0 < want <= found:
-            raise Misuse(f"labels={recipe.labels} is {want} for {images.classes[c]}, which has {found} images; each class needs one")
-    chosen = balanced(recipe.seed, images.labels, each)
+    found = images.labels[images.labels >= 0].bincount(minlength=classes).tolist()
+    if total > sum(found):
+        raise Misuse(f"labels={recipe.labels}: {sum(found)} images of data={recipe.data} have a label")
+    none = [name for name, n in zip(images.classes, found, strict=True) if not n]
+    if none or total < classes:
+        lacks = f"{', '.join(none[:3])} has no image" if none else f"{total} for {classes} classes"
+        raise Misuse(f"labels={recipe.labels}: {lacks}; each class needs one. A share has a point: labels=0.1, or 1.0 for all")
+    chosen = balanced(recipe.seed, images.labels, evenly(total, found))
     visible = torch.full((len(images),), -1)
     visible[chosen] = images.labels[chosen]
     return visible
+
+
+def evenly(total: int, found: list[int]) -> list[int]:
+    """`total` images shared among classes that have so many: each as many as any other, but for those that have fewer; the rest of a
+    division to the first."""
+    each = [0] * len(found)
+    while sum(each) < total:
+        left = total - sum(each)
+        short = [c for c in range(len(found)) if each[c] < found[c]]
+        for c in short[:left]:
+            each[c] += min(max(1, left // len(short)), found[c] - each[c])
+    return each

@@ -23,12 +23,12 @@ FUSED = True
 _, CONTRAST, SATURATION, HUE = range(4)
 
 
-def draws(seed: int, epoch: int, index: Tensor, view: int) -> Tensor:
+def draws(seed: int, epoch: int | Tensor, index: Tensor, view: int) -> Tensor:
     """[B, DRAWS]: all that is random in one view of the images `index`."""
     return uniform(seed, epoch, index, view, DRAWS)
 
 
-def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Views:
+def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
     """uint8 images [B, C, H, W] of one size to `globals` global views each, and the local ones."""
     sizes = []
     for views in spec.of_each_size(globals):
@@ -41,7 +41,7 @@ def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed
     return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
 
 
-def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Views:
+def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
     """uint8 crops that a worker has cut, [B, V, C, S, S] for each size: the rest of the augmentation."""
     sizes = []
     for cut, views in zip(crops, spec.of_each_size(globals), strict=True):
@@ -52,7 +52,7 @@ def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: i
     return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
 
 
-def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int) -> Tensor | None:
+def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Tensor | None:
     """[G, B, h, w] for the global views, where the recipe masks."""
     if spec.masks is None:
         return None

@@ -28,8 +28,8 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform(seed: int, epoch: int, index: Tensor, view: int, n: int) -> Tensor:
-    """[B, n] float32 in [0, 1) for the images `index` [B] int64; multiples of 2^-24."""
+def uniform(seed: int, epoch: int | Tensor, index: Tensor, view: int, n: int) -> Tensor:
+    """[B, n] float32 in [0, 1) for the images `index` [B] int64; multiples of 2^-24. epoch: of all, or [B], which time each comes."""
     key = torch.tensor(seed, dtype=torch.int64, device=index.device)
     for word in (epoch, view, index):
         key = mix(key * GOLDEN + word + 1)  # a chain of keys: (seed, epoch, view, index) and (seed, view, epoch, index) differ

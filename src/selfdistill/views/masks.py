@@ -15,7 +15,7 @@ TRIES = 10
 """proposals in a row that may fail before a mask is left as it is"""
 
 
-def block_masks(spec: BlockMasks, size: int, ids: Tensor, view: int, seed: int, epoch: int) -> Tensor:
+def block_masks(spec: BlockMasks, size: int, ids: Tensor, view: int, seed: int, epoch: int | Tensor) -> Tensor:
     """[B, n, n] bool, n = size / patch, true where a patch is hidden: none with probability 1 - `spec.probability`, else a share drawn
     from `spec.ratio`, filled by blocks of random area and shape."""
     n = size // spec.patch
