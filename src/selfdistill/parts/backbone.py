@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfdistill.errors import Misuse
+from selfdistill.parts.strided import with_sound_gradients
 
 
 @contextmanager
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
 
     def __init__(self, net: nn.Module, channels: int, size: int):
         super().__init__()
-        self.net: nn.Module = net
+        self.net: nn.Module = with_sound_gradients(net)
         self.dim = self.width(channels, size)
         self.token_wise = _token_wise(net)
 
