@@ -40,7 +40,18 @@ def test_batches_of_two_leave_no_image_alone(images):
     assert len(list(api.alternate("data=digits", "batch_size=2", **{**SHORT, "images": images}, clusters=2))) == 3
 
 
-@pytest.mark.parametrize("word", ["teacher=ema", "predictor=mlp", "stop_gradient=false", "terms.views.loss=mse"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "teacher=ema",
+        "predictor=mlp",
+        "stop_gradient=false",
+        "terms.views.loss=mse",
+        "init_from=nowhere.pth",
+        "accumulate=4",
+        "views.locals.count=2",
+    ],
+)
 def test_a_part_that_the_alternation_has_not_is_refused(word):
     with pytest.raises(sd.Misuse, match=f"{word}: the alternation has no such part"):
         next(sd.alternate(word))

@@ -343,3 +343,10 @@ def test_a_batchnorm_that_a_user_froze_stays_frozen():
     backbone = Backbone(net, 1, 8)
     features(backbone, [torch.rand(2, 1, 8, 8)])
     assert [part.training for part in net] == [True, False, True]
+
+
+def test_a_network_that_sees_what_masks_hide_is_refused():
+    """A hybrid's patches are cut from a convnet's features, each of which has seen its neighbours' pixels."""
+    with pytest.raises(Misuse, match="VisionTransformer sees what is under them"):
+        Encoder(name="timm:vit_tiny_r_s16_p8_224").build(64).check_patches(2, 3, 64)
+    Encoder(name="timm:vit_tiny_patch16_224").build(64).check_patches(4, 3, 64)

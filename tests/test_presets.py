@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
@@ -10,6 +11,7 @@ from selfdistill.presets import FEW, PRESETS, preset_for
 from selfdistill.recipe import diff
 from selfdistill.siamese import Siamese
 from selfdistill.train.resolve import cautions, on_data, resolve, shown, with_preset
+from tests.conftest import TINY_OF
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,13 +120,29 @@ def test_without_settings_of_the_users_all_that_a_preset_changes_is_said(method)
 
 def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():
     def said(method, *changes):
-        return " ".join(cautions(METHODS[method].edit(changes)))
+        return " ".join(cautions(METHODS[method].edit(changes), 40_000))
 
     assert said("byol", "epochs=11") == said("dino", "epochs=11") == said("simsiam", "epochs=1") == ""
     assert "lr.warmup=10 lasts all the epochs=5" in said("byol", "epochs=5")
     assert "lr.warmup=0.5" in said("byol", "epochs=5")
     assert "projector.frozen_epochs=1" in said("dino", "epochs=1", "lr.warmup=0")
     assert "terms.views.loss.frozen_epochs=1" in said("swav", "epochs=1")
+    assert "the queue is never used" in said("swav", "epochs=15", "terms.views.loss.queue=3840")
+    assert said("swav", "epochs=16", "terms.views.loss.queue=3840") == ""
+    assert "stays what random weights made it" in said("simsiam", "epochs=1", "teacher=snapshot", "every=78")
+    assert (
+        said("simsiam", "epochs=1", "teacher=snapshot", "every=77") == said("simsiam", "epochs=1", "teacher=snapshot", "every=epoch") == ""
+    )
+
+
+def test_what_a_micro_batch_compares_is_said_to_be_of_it():
+    def said(method, *changes):
+        return " ".join(cautions(METHODS[method].edit([*changes, "accumulate=4"]), 40_000))
+
+    assert "negatives of terms.views are of micro-batches of 1024 images, not of the batch of 4096" in said("simclr")
+    assert "codes of terms.views" in said("swav")
+    assert "codes of terms.views" in said("dino", "terms.views.loss.target=sinkhorn")
+    assert said("dino") == said("byol") == said("moco") == ""
 
 
 def test_moco_learns_from_some_hundred_photos():
@@ -136,3 +154,25 @@ def test_moco_learns_from_some_hundred_photos():
 def test_an_unknown_preset():
     with pytest.raises(Misuse, match="grey-28"):
         with_preset(METHODS["byol"], "gray-28")
+
+
+def test_settings_are_held_against_the_presets_values_not_the_papers(tiny_source):
+    """iBOT's K is 8192 in the paper and 1024 on digits: a second head of 1024 fits there, and one of 77 nowhere."""
+    heads = ["patch_projector=dino", "patch_projector.out=1024"]
+    assert on_data(METHODS["ibot"], heads, tiny_source)[0].patch_projector.out == 1024
+    assert shown(METHODS["ibot"], [*heads, "preset=digits"])[0].projector.out == 1024
+    with pytest.raises(Misuse, match=r"77 is not projector\.out=1024"):
+        on_data(METHODS["ibot"], ["patch_projector=dino", "patch_projector.out=77"], tiny_source)
+    with pytest.raises(Misuse, match="batch_size=128 is not a multiple of devices=3"):
+        on_data(METHODS["simsiam"], ["devices=3"], tiny_source)
+    with pytest.raises(Misuse, match=r"lr\.bse=3: unknown key"):
+        on_data(METHODS["simsiam"], ["lr.bse=3", "data=/no/such/folder"])
+
+
+def test_ingredients_are_taken_out_of_what_the_preset_left(tiny_source, tmp_path):
+    """DINO has no BatchNorm in its head but on digits, where it can be taken out, and SimSiam one at its output that digits' has not."""
+    small = {k: v for k, v in TINY_OF["dino"].items() if k not in ("views.locals", "projector.bn")}
+    assert sd.pretrain("dino", data=tiny_source, without="projector-bn", out=tmp_path / "run", **small).recipe.projector.bn == "none"
+    for method, name in (("simsiam", "output-bn"), ("swav", "multi-crop")):
+        with pytest.raises(Misuse, match=f"--without {name}: {method} has none to take out"):
+            sd.pretrain(method, data=tiny_source, without=name, out=tmp_path / "none", batch_size=32)

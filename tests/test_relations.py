@@ -14,7 +14,7 @@ from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
 from selfdistill.parts.encoder import Encoder
-from selfdistill.parts.loss import MSE, Cosine, CrossEntropy, Output, Term
+from selfdistill.parts.loss import MSE, Cosine, CrossEntropy, Output, Term, pairs_of
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.parts.target import Centre, Sinkhorn, Softmax, sinkhorn
 from selfdistill.parts.teacher import Copy
@@ -578,6 +578,15 @@ def test_nt_xent_is_info_nce_whose_queue_is_the_rest_of_the_batch():
         info.queue.copy_(nn.functional.normalize(torch.stack(others), dim=1))
         losses.append(info(z[None, v, b : b + 1], z[None, 1 - v, b : b + 1], [(0, 0)], START))
     agree(loss_of(Term(loss=NTXent(temperature=tau)), z, z), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(("views", "globals", "kind"), [(2, 2, "cross"), (5, 2, "cross"), (4, 4, "one-way-doubled"), (2, 2, "same")])
+def test_views_of_one_image_are_no_negatives_of_each_other(views, globals, kind):
+    """However many there are: where all are alike and images are not, each finds its own for nothing."""
+    z = nn.functional.normalize(random(6, 64), dim=-1).expand(views, 6, 64)
+    loss = NTXent(temperature=0.01).build(64)
+    for pair in pairs_of(kind, views, globals):
+        assert float(loss(z, z[:globals], [pair], START)) < 1e-6
 
 
 # SwAV's queue.

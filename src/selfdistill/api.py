@@ -106,15 +106,17 @@ def pretrain(
         if base.method != run.recipe.method:
             raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
-    asked += edits(base.edit(asked), without)
+    settings_of(without)  # raises: a slip is answered before a large folder of images is opened
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)
+    if without:  # of the recipe as its data's preset has it
+        recipe, source, changed = resolve(base, [*asked, *edits(recipe, without)], source)
     for note in source.notes:
         console.print(note, soft_wrap=True)
     if changed:
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
         console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
-    for caution in cautions(recipe):
+    for caution in cautions(recipe, len(source.train)):
         console.print(caution, soft_wrap=True, highlight=False, markup=False)
     return loop.pretrain(recipe, source, path, False, module, console, profile)
 

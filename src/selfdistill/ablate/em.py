@@ -28,7 +28,7 @@ from selfdistill.diagnose.metrics import effective_rank, output_std
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Progress
-from selfdistill.recipe import Recipe
+from selfdistill.recipe import Recipe, under
 from selfdistill.siamese import Siamese
 from selfdistill.train.loop import set_schedules
 from selfdistill.train.resolve import resolve
@@ -38,8 +38,11 @@ from selfdistill.views.draw import permutation
 ALTERNATION = ("predictor=none", "projector.bn=all", "projector.affine=false", "lr.warmup=0", "lr.base=0.1")
 """changes to SimSiam: the expectation is taken, not predicted; BatchNorm keeps the objective from falling by shrinking; at lr 0.7 an
 M-step of 20 steps overshoots, and the effective rank falls to a few"""
-NO_PART = ("teacher", "predictor", "stop_gradient", "terms", "labels")
-"""slots of a recipe that the alternation does not look at"""
+NO_PART = (
+    *("teacher", "predictor", "stop_gradient", "terms", "labels"),
+    *("init_from", "init_partial", "accumulate", "clip", "views.locals", "views.masks", "checkpoint"),
+)
+"""what a recipe says that the alternation does not look at"""
 
 
 class Round(NamedTuple):
@@ -60,7 +63,9 @@ def alternate(
     clusters: of k-means, on raw pixels; as many as the data has classes, or 10. Raises `Misuse`, for slots that the alternation has not.
     """
     for word in changes:
-        if word.partition("=")[0].partition(".")[0] in NO_PART and word not in ALTERNATION:
+        if word == "projector=none":
+            raise Misuse(f"{word}: without BatchNorm at its output the objective falls by shrinking")
+        if any(under(part, word.partition("=")[0]) for part in NO_PART) and word not in ALTERNATION:
             raise Misuse(f"{word}: the alternation has no such part: its target is E_T[F(T(x))], and its loss the squared distance to it")
     recipe, source, _ = resolve(METHODS["simsiam"], changes)
     recipe = recipe.edit([*ALTERNATION, *changes])

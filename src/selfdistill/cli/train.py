@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
@@ -90,6 +91,7 @@ def _report(run: Run) -> None:
 
 
 def _summary(run: Run) -> None:
+    from selfdistill.ablate.edits import without
     from selfdistill.diagnose.verdict import below_start
 
     s = run.summary
@@ -106,7 +108,9 @@ def _summary(run: Run) -> None:
             f"test error with {run.recipe.labels} labels: student {s['error_student']:.4f}, teacher {s['error_teacher']:.4f}",
             soft_wrap=True,
         )
-        alone = ["labelled_share=1", "--without", "consistency"]
-        baseline = shlex.join(["selfdistill", "pretrain", os.path.join(".", run.path), *own.flags(), *alone])
-        console.print(f"from the same labels alone: {baseline}", soft_wrap=True)
+        with suppress(Misuse):  # the run was that baseline
+            without(run.recipe, ["consistency"])
+            alone = ["labelled_share=1", "--without", "consistency"]
+            baseline = shlex.join(["selfdistill", "pretrain", os.path.join(".", run.path), *own.flags(), *alone])
+            console.print(f"from the same labels alone: {baseline}", soft_wrap=True)
     console.print(f"run folder: {run.path}", soft_wrap=True)

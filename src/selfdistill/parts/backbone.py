@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers.mlp import Mlp, SwiGLU
 from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
@@ -87,6 +88,15 @@ class Backbone(nn.Module):
                     f"views.masks.patch: the encoder cuts a view of {size} pixels into {found} patches, the masks into {side} x {side}"
                 )
             self.tokens(x, torch.zeros(1, side, side, dtype=torch.bool), torch.zeros(self.dim))
+            hidden = torch.arange(side).remainder(2).eq(0).expand(1, side, side)  # every other column
+            other = x + F.interpolate(hidden[None].float(), (size, size))  # the same but for what is under the mask
+            with in_eval(self):
+                tokens = [self.tokens(image, hidden, torch.zeros(self.dim))[1] for image in (x, other)]
+            if not torch.equal(*tokens):
+                raise Misuse(
+                    f"views.masks: this {type(self.net).__name__} sees what is under them, as its patches are cut from the features of a "
+                    "convnet: use a plain encoder=timm:vit_..., or views.masks=none"
+                )
 
     def features(self, x: Tensor) -> Tensor:
         """[B, F], as `forward` has them, without the part of a ViT's last block that they do not read."""

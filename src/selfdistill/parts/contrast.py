@@ -24,7 +24,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class NTXent(Spec):
-    """SimCLR eq. 1: of the 2B views of a batch (over all ranks), find the other view of the same image; 2B - 2 negatives."""
+    """SimCLR eq. 1: of the 2B views of a batch (over all ranks), find the other view of the same image; 2B - 2 negatives. Where
+    an image has more views they are no negatives of each other."""
 
     kind: Literal["nt-xent"] = "nt-xent"
     temperature: Positive = 0.1
@@ -44,11 +45,12 @@ class NTXentLoss(nn.Module):
         every = torch.stack([gather(view) for view in F.normalize(t, dim=-1)])  # [G, N, D], N = ranks B
         G, N = every.shape[:2]
         place = own(torch.arange(N, device=p.device), B)  # where this rank's images stand among the N
+        same = F.one_hot(place, N).bool()  # [B, N]
         losses = []
         for i, j in pairs:
             logits = (p[i] @ every.flatten(0, 1).T / self.temperature).unflatten(1, (G, N))  # [B, G, N]
-            if i < G and i != j:  # (i, i) is two views of one number: the student was given the one, the teacher the other
-                logits = logits.index_put((torch.arange(B), torch.tensor(i), place), logits.new_tensor(-torch.inf))  # itself
+            besides = torch.arange(G, device=p.device) != j  # itself among them
+            logits = logits.masked_fill(same[:, None] & besides[:, None], -torch.inf)
             losses.append(F.cross_entropy(logits.flatten(1), j * N + place))
         return torch.stack(losses).mean()
 

@@ -14,7 +14,7 @@ from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.own import use
-from selfdistill.parts.contrast import InfoNCE, Swapped
+from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
 from selfdistill.presets import PRESETS, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.train.loggers import check as check_loggers
@@ -22,6 +22,10 @@ from selfdistill.train.run import labelled, load
 
 REPAID = 10_000
 """steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
+
+
+EARLY = ("data", "preset", "on_bad_image", "log")
+"""fields that no preset changes, and that are asked before the data is open"""
 
 
 class Changed(NamedTuple):
@@ -82,7 +86,7 @@ def _defined_in(path: Path) -> Recipe:
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
     """(recipe, data, what the preset changed): everything that a run will do. Raises `Misuse` where recipe and data do not fit."""
-    check_loggers(base.edit(changes))  # before a large folder of images is opened
+    check_loggers(_early(base, changes))  # before a large folder of images is opened
     recipe, source, changed = on_data(base, changes, source)
     if len(source.train) < 2:
         raise Misuse(f"data={recipe.data} has {len(source.train)} image to train on: two at least, and hundreds to learn from")
@@ -96,6 +100,8 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         labelled(source)  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
         visible_labels(source.train, recipe)  # raises: no labels, or too few, before anything is written
+        if recipe.projector is None:
+            raise Misuse(f"projector=none: with labels={recipe.labels} the projector is the classifier; projector=mlp is one")
         recipe = recipe.edit([f"projector.out={len(source.train.classes)}"])  # a classifier
     if recipe.compile == "auto":
         steps = recipe.epochs * (len(source.train) // recipe.batch_size)
@@ -110,9 +116,27 @@ def shown(base: Recipe, changes: Sequence[str]) -> tuple[Recipe, list[Changed]]:
         recipe, _, changed = resolve(base, changes)
         return recipe, changed
     _check_method(base, changes)
-    preset = base.edit(changes).preset
+    preset = _early(base, changes).preset
     before, changed = (base, []) if preset in ("auto", base.preset) else with_preset(base, preset)
     return before.edit(changes), changed
+
+
+def _early(base: Recipe, changes: Sequence[str]) -> Recipe:
+    """The recipe with those changes alone that no preset makes, `EARLY`. Raises `Misuse` for changes that are refused alike with the
+    paper's values and with every preset's: a slip is answered before a large folder is opened, and no value of the paper's is held
+    against what the data's preset will have."""
+    refused = set()
+    for preset in ("none", *PRESETS):
+        try:
+            with_preset(base, preset)[0].edit(changes)
+            refused.add("")
+        except Misuse as e:
+            refused.add(str(e))
+        if len(refused) > 1 or "" in refused:
+            break
+    else:
+        raise Misuse(refused.pop())
+    return base.edit([word for word in changes if word.partition("=")[0].partition(".")[0] in EARLY])
 
 
 def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
@@ -122,7 +146,7 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where the encoder cannot look at them.
     """
     _check_method(base, changes)
-    asked = base.edit(changes)
+    asked = _early(base, changes)
     source = source or open_source(asked.data, asked.on_bad_image)
     preset = asked.preset
     if preset == "auto":
@@ -182,9 +206,23 @@ def _short(recipe: Recipe, key: str) -> str:
     return str(value.get("kind", "set" if value else "none")) if isinstance(value, dict) else "none" if value is None else str(value)
 
 
-def cautions(recipe: Recipe) -> list[str]:
-    """What a recipe does not come to in so few epochs, a sentence each."""
+def cautions(recipe: Recipe, images: int) -> list[str]:
+    """What a recipe does not come to in so few epochs of so many images, and what is not of the whole batch: a sentence each."""
     found = []
+    steps = recipe.epochs * (images // recipe.batch_size)
+    every = getattr(recipe.teacher, "every", 0)
+    if isinstance(every, int) and every >= steps:
+        found.append(f"teacher.every={every} and {steps} steps in all: the teacher stays what random weights made it")
+    for name, term in recipe.terms.items():
+        if isinstance(term.loss, Swapped) and term.loss.queue > 0 and term.loss.queue_from >= recipe.epochs:
+            found.append(f"terms.{name}.loss.queue_from={term.loss.queue_from:g} and epochs={recipe.epochs}: the queue is never used")
+        target = getattr(term.loss, "target", None)
+        if recipe.accumulate > 1 and (isinstance(term.loss, NTXent | Swapped) or getattr(target, "kind", "") == "sinkhorn"):
+            what, share = "negatives" if isinstance(term.loss, NTXent) else "codes", recipe.batch_size // recipe.accumulate
+            found.append(
+                f"accumulate={recipe.accumulate}: the {what} of terms.{name} are of micro-batches of {share} images, "
+                f"not of the batch of {recipe.batch_size}"
+            )
     if recipe.lr.warmup >= recipe.epochs:
         found.append(
             f"lr.warmup={recipe.lr.warmup:g} lasts all the epochs={recipe.epochs}: the learning rate only rises. "
