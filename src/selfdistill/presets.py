@@ -50,7 +50,7 @@ def sharpened(*terms: str) -> Changes:
         change
         for name in terms
         for change in (
-            (f"terms.{name}.{temperature}.warmup=0", "a short run"),
+            (f"terms.{name}.{temperature}.warmup=0", "the code's default"),
             (f"terms.{name}.{temperature}.base=0.04", "the code's default"),
         )
     )
@@ -69,8 +69,8 @@ SMALL_IMAGES: dict[str, Changes] = {
         SGD,
         NO_LOCALS,
         ("weight_decay.base=0.0001", "SGD's usual"),
-        ("lr.end=0", "a short run"),
-        ("lr.warmup_from=0", "a short run"),
+        ("lr.end=0", "SGD's usual"),
+        ("lr.warmup_from=0", "SGD's usual"),
         ("projector.hidden=[512]", "few features"),
         ("terms.views.loss.prototypes=100", "fewer prototypes than a batch has images"),
     ),
@@ -121,7 +121,10 @@ FEW_PHOTOS_METHODS: dict[str, Changes] = {
     "dino": FEW_PHOTOS_VIT,
     "ibot": FEW_PHOTOS_VIT,
 }
+TAU32 = ("teacher.tau.base=0.99", "as the authors' CIFAR notebook of MoCo has it, and peers' benchmarks of BYOL and DINO")
 COLOR32_VIT: Changes = (
+    TAU32,
+    ("weight_decay.end=0.4", "the paper's: a long run"),
     ("encoder.name=timm:vit_tiny_patch16_224", "a ViT, smaller"),
     ("encoder.options={patch_size: 4}", "64 patches of 4 x 4"),
 )
@@ -254,12 +257,24 @@ PRESETS: dict[str, Preset] = {
                     ("weight_decay.base=0.0005", "SimSiam App. D"),
                     ("projector.hidden=[2048]", "two layers, SimSiam App. D"),
                 ),
-                "byol": (("lr.base=0.03", "as SimSiam"), ("weight_decay.base=0.0005", "as SimSiam")),
-                "moco": (("terms.views.loss.queue=4096", "the authors' CIFAR notebook"),),
+                "simclr": (
+                    ("terms.views.loss.temperature=0.5", "SimCLR App. B.9"),
+                    ("views.augment.brightness=0.4", "strength 0.5, SimCLR App. B.9"),
+                    ("views.augment.contrast=0.4", "the same"),
+                    ("views.augment.saturation=0.4", "the same"),
+                    ("views.augment.hue=0.1", "the same"),
+                ),
+                "byol": (TAU32, ("lr.base=0.03", "as SimSiam"), ("weight_decay.base=0.0005", "as SimSiam")),
+                "moco": (TAU32, ("terms.views.loss.queue=4096", "the authors' CIFAR notebook")),
                 "swav": (("views.augment.scale=[0.08, 1.0]", "without local crops, as the paper's run of two crops"),),
                 "dino": (*COLOR32_VIT, WIDE),
                 "ibot": (*COLOR32_VIT, WIDE, ("views.masks.patch=4", "the encoder's")),
-                "mean-teacher": (("labels=4000", "Mean Teacher Table 2"),),
+                "mean-teacher": (
+                    ("labels=4000", "Mean Teacher Table 2"),
+                    ("epochs=300", "the code's for 4,000 labels"),
+                    ("teacher.tau.then.base=0.99", "the code's for 4,000 labels"),
+                    ("terms.consistency.weight.base=100", "the paper's"),
+                ),
             },
         ),
     ),
