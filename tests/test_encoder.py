@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.methods import METHODS
-from selfdistill.parts.backbone import Backbone
+from selfdistill.parts.backbone import Backbone, statistics_kept
 from selfdistill.parts.encoder import Encoder
 from selfdistill.siamese import Siamese
 
@@ -350,3 +350,18 @@ def test_a_network_that_sees_what_masks_hide_is_refused():
     with pytest.raises(Misuse, match="VisionTransformer sees what is under them"):
         Encoder(name="timm:vit_tiny_r_s16_p8_224").build(64).check_patches(2, 3, 64)
     Encoder(name="timm:vit_tiny_patch16_224").build(64).check_patches(4, 3, 64)
+
+
+def test_statistics_are_kept_and_counted_for_those_that_ask():
+    """SyncBatchNorm refuses to run without a count."""
+    norm = nn.BatchNorm2d(4)
+    norm(torch.randn(8, 4, 2, 2))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    with statistics_kept(nn.Sequential(norm)):
+        assert norm.num_batches_tracked is not None
+        norm(torch.randn(8, 4, 2, 2) + 5)
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name])
+    norm(torch.randn(8, 4, 2, 2) + 5)
+    assert norm.num_batches_tracked == 2
+    assert not torch.equal(norm.running_mean, before["running_mean"])

@@ -36,3 +36,9 @@ def test_keys_and_other_convolutions_stay():
     keys = list(net.state_dict())
     assert [type(m) for m in with_sound_gradients(net)] == [Strided, nn.Conv2d, nn.Conv2d]
     assert list(net.state_dict()) == keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_is_as_it_was(dtype):
+    net = with_sound_gradients(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1))).to(dtype)
+    assert net(torch.zeros(1, 3, 1, 1, dtype=dtype)).dtype == dtype

@@ -270,8 +270,12 @@ def _word(value: Any) -> str:
     if isinstance(value, Spec):
         return value.model_dump_json()
     if isinstance(value, (dict, list, tuple)):  # JSON, which YAML reads: Python's None, tuples and NumPy's numbers it does not
-        return json.dumps(value, default=lambda number: number.item())
+        return json.dumps(value, default=_plain)
     return "none" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Spec) else value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _path(of: str | Path | None) -> Path | None:

@@ -95,8 +95,8 @@ class Recipe(Spec):
     preset: str = "auto"
     """what the data needs instead of ImageNet's values (presets.py); auto: by the data, none: the paper's values"""
     labels: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
-    """training images that keep their label, a number or a share, the same for each class, drawn by seed; none: labels are not
-    trained on (probes look at them all the same)"""
+    """training images that keep their label, a number or a share of those that have one, drawn by seed, as many of each class as of any
+    other that has so many; none: labels are not trained on (probes look at them all the same)"""
     labelled_share: float = Field(0.25, gt=0, le=1)
     """of a batch, where there are labels to train on"""
     on_bad_image: Literal["skip", "error"] = "skip"

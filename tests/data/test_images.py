@@ -307,6 +307,8 @@ def test_a_numpy_array_is_images_too() -> None:
     source = given(images)
     assert isinstance(source, Source)
     assert torch.equal(source.train.pick(torch.tensor([0])).pixels, torch.as_tensor(images))
+    images.flags.writeable = False
+    assert torch.equal(given(images[:, :, ::-1]).train.pixels, torch.as_tensor(images.copy()).flip(2))
 
 
 @pytest.mark.parametrize(

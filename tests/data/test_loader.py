@@ -70,6 +70,13 @@ def test_too_few_or_too_many_labels(labels):
         visible_labels(images(), SEMI.edit([f"labels={labels}"]))
 
 
+def test_a_share_is_of_the_images_that_have_a_label():
+    half = replace(images(), labels=torch.where(torch.arange(30) < 16, torch.arange(30) % 3, -1))
+    visible = visible_labels(half, SEMI.edit(["labels=1.0"]))
+    assert torch.equal(visible, half.labels)
+    assert (visible_labels(half, SEMI.edit(["labels=0.5"])) >= 0).sum() == 8
+
+
 def test_labels_of_images_that_have_none():
     with pytest.raises(Misuse, match="no labels"):
         visible_labels(Pixels(torch.zeros(30, 1, 8, 8, dtype=torch.uint8)), SEMI)

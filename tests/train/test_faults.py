@@ -267,7 +267,10 @@ def test_a_compiler_that_is_not_there_is_said(tmp_path):
     class InvalidCxxCompiler(Exception):
         __module__ = "torch._inductor.exc"
 
-    with pytest.raises(sd.Failure, match=r"compile=on: none found. compile=off"), compiled():
-        raise InvalidCxxCompiler("none found\nSet TORCH_LOGS")
-    with pytest.raises(ValueError, match="another"), compiled():
+    on, off = (sd.METHODS["byol"].edit([f"compile={word}"]) for word in ("on", "off"))
+    with pytest.raises(sd.Failure, match=r"compile=on: backend='inductor' raised: none found\. compile=off"), compiled(on):
+        raise InvalidCxxCompiler("backend='inductor' raised:\nnone found\nSet TORCH_LOGS")
+    with pytest.raises(ValueError, match="another"), compiled(on):
         raise ValueError("another")
+    with pytest.raises(InvalidCxxCompiler), compiled(off):  # a module that the user compiled
+        raise InvalidCxxCompiler("none found")

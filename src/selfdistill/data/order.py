@@ -59,8 +59,8 @@ def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
     if images.labels is None:
         raise Misuse(f"labels={recipe.labels}: data={recipe.data} has no labels to learn from; put each class into a folder of its own")
     classes = len(images.classes)
-    total = recipe.labels if isinstance(recipe.labels, int) else round(recipe.labels * len(images))
     found = images.labels[images.labels >= 0].bincount(minlength=classes).tolist()
+    total = recipe.labels if isinstance(recipe.labels, int) else round(recipe.labels * sum(found))
     if total > sum(found):
         raise Misuse(f"labels={recipe.labels}: {sum(found)} images of data={recipe.data} have a label")
     none = [name for name, n in zip(images.classes, found, strict=True) if not n]

@@ -67,8 +67,12 @@ def word_of(data: str | os.PathLike[str]) -> str:
 
 def given(data: Any) -> str | Source:
     """`Data` as what can be opened, or is open. Raises `Misuse` for what is none."""
-    if isinstance(data, (Tensor, np.ndarray)):
-        return Source("tensor", Pixels(torch.as_tensor(data)))
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8:
+            raise Misuse(f"data is an array of {data.dtype}, not uint8 images [N, C, H, W]: convert it first")
+        data = torch.from_numpy(data if data.flags.writeable and min(data.strides, default=0) >= 0 else data.copy())
+    if isinstance(data, Tensor):
+        return Source("tensor", Pixels(data))
     if isinstance(data, Source):
         return data
     check_data(data)

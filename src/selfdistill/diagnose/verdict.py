@@ -153,4 +153,6 @@ def below_start(summary: Mapping[str, Any]) -> str:
     knn, start = summary.get("knn_top1"), summary.get("knn_random_init")
     if knn is None or start is None or knn >= start:
         return ""
-    return f"kNN {knn:.3f} is below the {start:.3f} of random weights: whatever the outputs differ by, it is not what the labels name."
+    return (
+        f"kNN {knn:.3f} is below the {start:.3f} before the first step: what the outputs learned to differ by is not what the labels name."
+    )

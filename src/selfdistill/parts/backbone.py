@@ -34,8 +34,9 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
     """For a backward pass that computes activations again (encoder.checkpointing): BatchNorm's running statistics have moved in the
     forward pass, and would move once more."""
     moving = [(part, part.momentum, part.num_batches_tracked) for part in network.modules() if isinstance(part, _BatchNorm)]
-    for part, *_ in moving:
-        part.momentum, part.num_batches_tracked = 0.0, None
+    for part, _, batches in moving:
+        part.momentum = 0.0
+        part.num_batches_tracked = None if batches is None else batches.clone()  # SyncBatchNorm asks for one
     try:
         yield
     finally:

@@ -70,7 +70,7 @@ class Encoder(Spec):
             raise Misuse(f"encoder: the state of {kind} holds more than tensors ({', '.join(more)}), which a checkpoint refuses")
         try:
             net.load_state_dict({key: value.clone() for key, value in state.items()})
-        except RuntimeError as e:
+        except Exception as e:
             raise Misuse(f"encoder: {kind} cannot load its own state, so no run of it could go on: {' '.join(str(e).split())}") from e
         return backbone
 

@@ -12,9 +12,10 @@ class Strided(nn.Conv2d):
     """`nn.Conv2d` that leaves autocast where the map is smaller than the stride: one place, whose cost is nothing."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if input.is_cpu and any(side < stride for side, stride in zip(input.shape[-2:], self.stride, strict=True)):
+        small = any(side < stride for side, stride in zip(input.shape[-2:], self.stride, strict=True))
+        if small and input.is_cpu and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return super()._conv_forward(input.float(), weight, bias)
+                return super()._conv_forward(input.to(weight.dtype), weight, bias)
         return super()._conv_forward(input, weight, bias)
 
 

@@ -55,7 +55,9 @@ class Supervised(Finetune):
 
     def measure(self, subject: Subject) -> Found:
         if subject.recipe.encoder.name.startswith(PYTHON):
-            raise Misuse(f"{subject.name}: supervised starts from random weights, which a module of your own has no more: leave it out")
+            raise Misuse(
+                f"{subject.name}: supervised starts from random weights, and a module of your own cannot be drawn anew: leave it out"
+            )
         at = device_of(_network(subject))
         return super().measure(replace(subject, backbone=untrained(subject.recipe).to(at)))
 

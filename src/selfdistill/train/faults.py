@@ -139,12 +139,12 @@ def all_present(fabric: Fabric, how_to_go_on: str) -> Iterator[None]:
 
 
 @contextmanager
-def compiled() -> Iterator[None]:
+def compiled(recipe: Recipe) -> Iterator[None]:
     """What torch.compile cannot do here, as without a C++ compiler, it says in its first step. Raises `Failure`."""
     try:
         yield
     except Exception as e:
-        if not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if recipe.compile != "on" or not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        said = next(iter(str(e).splitlines()), type(e).__name__)
+        said = " ".join(str(e).partition("\nSet TORCH")[0].split())[:300]
         raise Failure(f"compile=on: {said}. compile=off, in a new run, trains without") from e

@@ -114,7 +114,7 @@ def pretrain(
             for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
                 (out / of_the_end).unlink(missing_ok=True)
         guard = Guard(siamese, recipe, source.train, out, passed_over)
-        with signals() as came, all_present(fabric, run.how_to_go_on), compiled(), workers_alive(), denormals_flushed():
+        with signals() as came, all_present(fabric, run.how_to_go_on), compiled(recipe), workers_alive(), denormals_flushed():
             if monitor and start == 0:
                 with clock("probes and log"):
                     monitor.before(siamese)

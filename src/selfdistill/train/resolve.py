@@ -212,7 +212,7 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
     steps = recipe.epochs * (images // recipe.batch_size)
     every = getattr(recipe.teacher, "every", 0)
     if isinstance(every, int) and every >= steps:
-        found.append(f"teacher.every={every} and {steps} steps in all: the teacher stays what random weights made it")
+        found.append(f"teacher.every={every} and {steps} steps in all: the teacher stays what it was before the first")
     for name, term in recipe.terms.items():
         if isinstance(term.loss, Swapped) and term.loss.queue > 0 and term.loss.queue_from >= recipe.epochs:
             found.append(f"terms.{name}.loss.queue_from={term.loss.queue_from:g} and epochs={recipe.epochs}: the queue is never used")

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -143,6 +144,8 @@ class Run:
         """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set, by name or folder too: its training images, then
         those held out. Warns of images that cannot be read, whose features are NaN, and of those that a folder leaves out. Raises
         `Misuse`."""
+        if isinstance(images, np.ndarray) and images.dtype.kind in "UO":
+            images = images.tolist()
         if isinstance(images, (list, tuple)) and all(isinstance(p, (str, Path)) for p in images):
             images = Source("images", Files([Path(p) for p in images]))
         images = given(images)
