@@ -1,7 +1,10 @@
 """What a small data set needs is said, field by field, and fits every method."""
 
+from io import StringIO
+
 import pytest
 import torch
+from rich.console import Console
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
@@ -170,9 +173,14 @@ def test_settings_are_held_against_the_presets_values_not_the_papers(tiny_source
 
 
 def test_ingredients_are_taken_out_of_what_the_preset_left(tiny_source, tmp_path):
-    """DINO has no BatchNorm in its head but on digits, where it can be taken out, and SimSiam one at its output that digits' has not."""
+    """DINO has no BatchNorm in its head but on digits, where it can be taken out, and SimSiam one at its output that digits' has not: what
+    the preset has taken out already is said, and what the method never had is refused."""
     small = {k: v for k, v in TINY_OF["dino"].items() if k not in ("views.locals", "projector.bn")}
     assert sd.pretrain("dino", data=tiny_source, without="projector-bn", out=tmp_path / "run", **small).recipe.projector.bn == "none"
-    for method, name in (("simsiam", "output-bn"), ("dino", "multi-crop")):
-        with pytest.raises(Misuse, match=f"--without {name}: {method} has none to take out"):
-            sd.pretrain(method, data=tiny_source, without=name, out=tmp_path / "none", batch_size=32)
+    said = StringIO()
+    console = Console(file=said, width=200)
+    run = sd.pretrain("dino", data=tiny_source, without=["multi-crop", "centring"], out=tmp_path / "both", console=console, **small)
+    assert run.recipe.terms["views"].loss.target.momentum == 1
+    assert "--without multi-crop: preset digits has taken it out already" in said.getvalue()
+    with pytest.raises(Misuse, match="--without predictor: dino has none to take out"):
+        sd.pretrain("dino", data=tiny_source, without="predictor", out=tmp_path / "none", batch_size=32)

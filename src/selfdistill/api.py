@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from selfdistill.ablate.edits import settings_of
+from selfdistill.ablate.edits import lacking, settings_of
 from selfdistill.ablate.edits import without as edits
 from selfdistill.ablate.em import alternate
 from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
@@ -109,13 +109,17 @@ def pretrain(
     settings_of(without)  # raises: a slip is answered before a large folder of images is opened
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)
-    if without:  # of the recipe as its data's preset has it
-        recipe, source, changed = resolve(base, [*asked, *edits(recipe, without)], source)
+    gone = lacking(recipe, without)  # the recipe as its data's preset has it
+    edits(base, gone)  # raises: nor has the paper's
+    if without:
+        recipe, source, changed = resolve(base, [*asked, *edits(recipe, [name for name in without if name not in gone])], source)
     for note in source.notes:
         console.print(note, soft_wrap=True)
     if changed:
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
         console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
+    for name in gone:
+        console.print(f"--without {name}: preset {recipe.preset} has taken it out already")
     for caution in cautions(recipe, len(source.train)):
         console.print(caution, soft_wrap=True, highlight=False, markup=False)
     return loop.pretrain(recipe, source, path, False, module, console, profile)

@@ -223,7 +223,7 @@ def test_a_lost_rank_ends_the_other_with_a_message(two_ranks, lost):
     other.join(60)
     assert other.exitcode == 1
     assert f"process {1 - lost} of 2 lost another one" in messages[1 - lost].read_text()
-    assert f"--out {out} --resume" in messages[1 - lost].read_text()
+    assert f"out={str(out)!r}, resume=True" in messages[1 - lost].read_text()
 
 
 def test_a_signal_to_one_rank_saves_the_run_of_both_which_one_may_end(two_ranks, tiny_source):

@@ -47,15 +47,21 @@ def settings_of(names: Sequence[str]) -> list[str]:
     return [EDITS[name].setting for name in names]
 
 
-def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """The same, of a recipe that has them. Raises `Misuse` for an ingredient that is not there as well."""
-    settings = settings_of(names)
-    differing = [path for path, _, _ in diff(recipe, recipe.edit(settings))]
+def lacking(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Those of the named ingredients that the recipe has not. Raises `Misuse` for an unknown name."""
+    differing = [path for path, _, _ in diff(recipe, recipe.edit(settings_of(names)))]
     values = dict(leaves(recipe))
-    for name in names:
-        edit = EDITS[name]
+
+    def has(edit: Edit) -> bool:
         key = edit.setting.partition("=")[0]
         is_there = not edit.of or values.get(key, values.get(f"{key}.kind")) in edit.of
-        if not is_there or not any(under(key, path) for path in differing):
-            raise Misuse(f"--without {name}: {recipe.method} has none to take out ({edit.what}: {edit.setting})")
-    return settings
+        return is_there and any(under(key, path) for path in differing)
+
+    return [name for name in names if not has(EDITS[name])]
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """The settings that take them out of a recipe that has them. Raises `Misuse` for an ingredient that is not there as well."""
+    for name in lacking(recipe, names):
+        raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what}: {EDITS[name].setting})")
+    return settings_of(names)
