@@ -111,8 +111,8 @@ def pretrain(
     recipe, source, changed = resolve(base, asked, source)
     gone = lacking(recipe, without)  # the recipe as its data's preset has it
     edits(base, gone)  # raises: nor has the paper's
-    if without:
-        recipe, source, changed = resolve(base, [*asked, *edits(recipe, [name for name in without if name not in gone])], source)
+    if there := settings_of([name for name in without if name not in gone]):
+        recipe, source, changed = resolve(base, [*asked, *there], source)
     for note in source.notes:
         console.print(note, soft_wrap=True)
     if changed:

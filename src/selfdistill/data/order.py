@@ -36,8 +36,8 @@ def micro_batches(
             among = torch.linspace(0, len(batch) - 1, len(chosen)).long()  # spread evenly: each rank and micro-batch has its share
             batch, rounds = batch.clone().index_copy_(0, among, chosen), rounds.index_copy_(0, among, recipe.epochs + times)
         for micro in torch.stack([rounds, batch]).split(ranks * share, dim=1):
-            of_the_rank = micro.split(share, dim=1)[rank]  # [2, b]
-            yield of_the_rank[0], of_the_rank[1]
+            which, index = micro.split(share, dim=1)[rank]  # [b] each
+            yield which, index
 
 
 def next_labelled(labelled: Tensor, count: int, step: int, seed: int) -> tuple[Tensor, Tensor]:

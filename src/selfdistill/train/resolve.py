@@ -15,6 +15,8 @@ from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.own import use
 from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
+from selfdistill.parts.target import Sinkhorn
+from selfdistill.parts.teacher import Snapshot
 from selfdistill.presets import PRESETS, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.train.loggers import check as check_loggers
@@ -125,17 +127,17 @@ def _early(base: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with those changes alone that no preset makes, `EARLY`. Raises `Misuse` for changes that are refused alike with the
     paper's values and with every preset's: a slip is answered before a large folder is opened, and no value of the paper's is held
     against what the data's preset will have."""
-    refused = set()
-    for preset in ("none", *PRESETS):
+
+    def refusal(preset: str) -> str:
         try:
             with_preset(base, preset)[0].edit(changes)
-            refused.add("")
         except Misuse as e:
-            refused.add(str(e))
-        if len(refused) > 1 or "" in refused:
-            break
-    else:
-        raise Misuse(refused.pop())
+            return str(e)
+        return ""
+
+    said = refusal("none")
+    if said and all(refusal(preset) == said for preset in PRESETS):
+        raise Misuse(said)
     return base.edit([word for word in changes if word.partition("=")[0].partition(".")[0] in EARLY])
 
 
@@ -210,14 +212,14 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
     """What a recipe does not come to in so few epochs of so many images, and what is not of the whole batch: a sentence each."""
     found = []
     steps = recipe.epochs * (images // recipe.batch_size)
-    every = getattr(recipe.teacher, "every", 0)
-    if isinstance(every, int) and every >= steps:
-        found.append(f"teacher.every={every} and {steps} steps in all: the teacher stays what it was before the first")
+    teacher = recipe.teacher
+    if isinstance(teacher, Snapshot) and teacher.every != "epoch" and teacher.every >= steps:
+        found.append(f"teacher.every={teacher.every} and {steps} steps in all: the teacher stays what it was before the first")
     for name, term in recipe.terms.items():
         if isinstance(term.loss, Swapped) and term.loss.queue > 0 and term.loss.queue_from >= recipe.epochs:
             found.append(f"terms.{name}.loss.queue_from={term.loss.queue_from:g} and epochs={recipe.epochs}: the queue is never used")
-        target = getattr(term.loss, "target", None)
-        if recipe.accumulate > 1 and (isinstance(term.loss, NTXent | Swapped) or getattr(target, "kind", "") == "sinkhorn"):
+        compares = isinstance(term.loss, NTXent | Swapped) or isinstance(getattr(term.loss, "target", None), Sinkhorn)
+        if recipe.accumulate > 1 and compares:
             what, share = "negatives" if isinstance(term.loss, NTXent) else "codes", recipe.batch_size // recipe.accumulate
             found.append(
                 f"accumulate={recipe.accumulate}: the {what} of terms.{name} are of micro-batches of {share} images, "
