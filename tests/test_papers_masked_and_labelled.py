@@ -145,7 +145,7 @@ def masked_model(recipe: Recipe) -> Siamese:
         **{"img_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2},
         **{"num_classes": 0, "in_chans": 1, "dynamic_img_size": True},
     )
-    model = Siamese(recipe, IMAGES, encoder=vit).double()
+    model = Siamese(recipe, IMAGES, recipe.encoder.build(recipe.views.size, vit)).double()
     for p in [*model.student.parameters(), *model.teacher.parameters()]:
         nn.init.normal_(p, std=0.5)
     return model

@@ -1,7 +1,7 @@
 """What must hold between recipes, and of each slot on its own: in float64, over a few training steps."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfdistill.ablate.edits import EDITS, without
+from selfdistill.ablate.edits import EDITS, lacking, without
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
@@ -687,6 +687,15 @@ def test_an_edit_changes_one_key(method, name):
     paths = [path for path, _, _ in diff(recipe, recipe.edit([setting]))]
     assert paths
     assert all(path == key or path.startswith(f"{key}.") for path in paths)
+
+
+@pytest.mark.parametrize("method", SIX)
+def test_what_is_taken_out_together_is_gone_in_any_order(method):
+    """Also a part and its whole, which set the same field (projector-bn, output-bn) or one inside the other (projector, output-bn)."""
+    for pair in permutations(FITTING[method], 2):
+        made = METHODS[method].edit(without(METHODS[method], pair))
+        assert made == METHODS[method].edit(without(METHODS[method], pair[::-1]))
+        assert lacking(made, pair) == list(pair)
 
 
 @pytest.mark.parametrize(("method", "name"), LACKING)

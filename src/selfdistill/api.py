@@ -102,16 +102,13 @@ def pretrain(
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     base = method if isinstance(method, Recipe) else recipe_of(method)
     if resume:
-        run = _resumable(out, asked, without, module, source)
-        if base.method != run.recipe.method:
-            raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
+        run = _resumable(base, out, asked, without, module, source)
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
     settings_of(without)  # raises: a slip is answered before a large folder of images is opened
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)
-    gone = lacking(recipe, without)  # the recipe as its data's preset has it
-    edits(base, gone)  # raises: nor has the paper's
-    if there := settings_of([name for name in without if name not in gone]):
+    there, gone = _of_ingredients(without, base, recipe)  # the recipe as its data's preset has it
+    if there:
         recipe, source, changed = resolve(base, [*asked, *there], source)
     for note in source.notes:
         console.print(note, soft_wrap=True)
@@ -255,11 +252,23 @@ FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")
 another order, draw other paths to drop and, on CPUs, have BatchNorms of their own (docs/distributed.md)"""
 
 
-def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:
+def _of_ingredients(without: Sequence[str], base: Recipe, recipe: Recipe) -> tuple[list[str], list[str]]:
+    """(the settings that take out those that `recipe` has, the names of those that it has no more). Raises `Misuse` for one that `base`,
+    of which it was made, had not either."""
+    gone = lacking(recipe, without)
+    edits(base, gone)
+    return settings_of([name for name in without if name not in gone]), gone
+
+
+def _resumable(
+    base: Recipe, out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None
+) -> Run:
     if out is None:
         raise Misuse("--resume continues a run folder: name it with --out")
     run = Run(Path(out), module, source)
-    recipe = run.recipe.edit([*asked, *settings_of(without)])
+    if base.method != run.recipe.method:
+        raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
+    recipe = run.recipe.edit([*asked, *_of_ingredients(without, base, run.recipe)[0]])
     for path, was, now in diff(run.recipe, recipe):
         if not any(under(free, path) for free in FREE):
             raise Misuse(

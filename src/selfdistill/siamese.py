@@ -77,11 +77,11 @@ class Siamese(nn.Module):
     """Student, predictor, teacher and loss of a recipe. The loop calls forward, after_step and param_groups, `forget` for a step that
     is not made, and reads `networks`, `backbone` and `changed_by_forward`; probes also read `terms`, diagnoses `outputs`."""
 
-    def __init__(self, recipe: Recipe, images: int, encoder: nn.Module | None = None):
-        """`images`: how many the data set has. `encoder`: a module of the user's own in place of the recipe's."""
+    def __init__(self, recipe: Recipe, images: int, backbone: Backbone | None = None):
+        """`images`: how many the data set has. `backbone`: in place of the recipe's, randomly initialised."""
         super().__init__()
         size, channels = recipe.views.size, recipe.encoder.channels
-        backbone = recipe.encoder.build(size) if encoder is None else recipe.encoder.around(encoder, size)
+        backbone = recipe.encoder.build(size) if backbone is None else backbone
         if recipe.views.locals:
             local = recipe.views.locals.size
             try:

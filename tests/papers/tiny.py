@@ -64,7 +64,7 @@ def build(recipe: Recipe, seed: int = 0, norm: Callable[[int], nn.Module] = nn.B
     net = encoder(norm=norm)
     for p in net.parameters():
         nn.init.normal_(p, std=0.5)
-    model = Siamese(recipe, IMAGES, encoder=net).double()
+    model = Siamese(recipe, IMAGES, recipe.encoder.build(recipe.views.size, net)).double()
     for p in [*model.student.projector.parameters(), *model.predictor.parameters()]:
         nn.init.normal_(p, std=0.5)
     for copied, p in zip(model.teacher.parameters(), model.student.parameters(), strict=False):

@@ -12,6 +12,7 @@ import selfdistill as sd
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import FORMAT, Checkpoint
 from selfdistill.train import checkpoint
+from selfdistill.train.run import untrained
 from tests.conftest import TINY, TINY_OF
 
 
@@ -48,7 +49,7 @@ def test_a_run_starts_from_anothers_weights(form, tiny_run, tiny_source, tmp_pat
     run = sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", init_from=str(name), **STILL)
     assert equal(weights, backbone_of(run))
     assert equal(weights, backbone_of(run, "teacher"))  # which starts as the student's copy
-    assert not equal(weights, run._untrained().net.state_dict())
+    assert not equal(weights, untrained(run.recipe).net.state_dict())
 
 
 def test_timms_pretrained_weights(tiny_source, tmp_path, monkeypatch):

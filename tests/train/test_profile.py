@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import selfdistill as sd
 from selfdistill.cli import app
 from selfdistill.methods import METHODS
+from selfdistill.parts.backbone import Backbone
 from selfdistill.parts.schedule import Progress
 from selfdistill.siamese import Siamese
 from selfdistill.train.clock import Clock
@@ -47,7 +48,7 @@ def test_a_part_that_fails_is_left():
 def test_flops_are_two_a_multiplication_and_leave_the_model_as_it_was():
     """A linear projector on a user's encoder without products: B x 2 views x F x D, forward and the weight's gradient."""
     recipe = METHODS["simsiam"].edit(["projector.hidden=[]", "projector.out=5", "projector.bn=none", "predictor=none", "views.size=4"])
-    siamese = Siamese(recipe, 10, torch.nn.Flatten())
+    siamese = Siamese(recipe, 10, Backbone(torch.nn.Flatten(), 3, 4))
     before = {k: v.clone() for k, v in siamese.state_dict().items()}
     views = Views((torch.randn(2, 6, 3, 4, 4),), torch.arange(6))
     assert flops(siamese, views, Progress(0, 10, 1), recipe) == 2 * (2 * 6 * 48 * 5) * 2

@@ -329,9 +329,14 @@ def test_a_run_leaves_the_process_as_it_was(tiny_source, tmp_path):
 
 
 def test_resume_may_name_what_the_run_was_made_without(tiny_source, tmp_path):
+    """Also what the preset had taken out, or what went with another ingredient."""
     made = {"data": tiny_source, "out": tmp_path / "run"}
-    sd.pretrain("simsiam", **made, without=["stop-gradient"], **TINY)
-    assert sd.pretrain("simsiam", **made, without=["stop-gradient"], resume=True).recipe.stop_gradient is False
+    gone = ["projector-bn", "stop-gradient", "output-bn"]
+    sd.pretrain("simsiam", **made, without=gone, **TINY)
+    recipe = sd.pretrain("simsiam", **made, without=gone, resume=True).recipe
+    assert (recipe.stop_gradient, recipe.projector.bn) == (False, "none")
+    with pytest.raises(sd.Misuse, match="centring: simsiam has none"):
+        sd.pretrain("simsiam", **made, without=["centring"], resume=True)
     with pytest.raises(sd.Misuse, match="predictor"):
         sd.pretrain("simsiam", **made, without=["predictor"], resume=True)
 

@@ -46,13 +46,12 @@ class Encoder(Spec):
                 raise ValueError(f"{key}={value}: the keys of a mapping are words")
         return options
 
-    def build(self, size: int) -> Backbone:
-        """The module, randomly initialised. Raises `Misuse` for a name or an option that is unknown, or a size that does not fit."""
-        return self._backbone(_network(self, size), size)
+    def build(self, size: int, own: nn.Module | None = None) -> Backbone:
+        """The network of that name, randomly initialised, or a copy of a module of the user's own, which stays as it is. Raises `Misuse`
+        for a name or an option that is unknown, a size that does not fit, and a module that cannot be trained, copied, saved and loaded."""
+        return self._backbone(_network(self, size), size) if own is None else self._around(own, size)
 
-    def around(self, module: nn.Module, size: int) -> Backbone:
-        """A copy of a module of the user's own, which stays as it is: in train mode, as those built here. Raises `Misuse` for one that
-        cannot be trained, copied, saved and loaded."""
+    def _around(self, module: nn.Module, size: int) -> Backbone:
         kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise Misuse(f"encoder: {kind} is TorchScript, which has no copy that goes its own way: give the module that it was made of")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.errors import Misuse
+from selfdistill.parts.backbone import Backbone
 from selfdistill.parts.encoder import pretrained
 from selfdistill.recipe import Recipe
 from selfdistill.train.weights import read, some, tensors
@@ -17,14 +18,14 @@ from selfdistill.train.weights import read, some, tensors
 State = Mapping[str, Any]
 
 
-def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[nn.Module, str]:
+def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[Backbone, str]:
     """The recipe's encoder, or a module of the user's own, with the weights that `recipe.init_from` names, and a sentence about them.
 
     Raises `Misuse` where they lack some of the encoder's and `init_partial` is not set, `Failure` where they cannot be had.
     """
     source, size = str(recipe.init_from), recipe.views.size
-    net = (recipe.encoder.build(size) if encoder is None else recipe.encoder.around(encoder, size)).net
-    wanted = net.state_dict()
+    backbone = recipe.encoder.build(size, encoder)
+    wanted = backbone.net.state_dict()
     found, prefix = _best(_weights(source, recipe), wanted)
     taken = {k: found[prefix + k] for k, mine in wanted.items() if getattr(found.get(prefix + k), "shape", None) == mine.shape}
     # How many batches BatchNorm has seen decides nothing here, and older files do not have it.
@@ -37,8 +38,8 @@ def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[nn.Mo
         if not taken or not recipe.init_partial:
             way = "name the weights of this encoder" if not taken else "init_partial=true trains on with these left random"
             raise Misuse(f"{said}. The encoder is {recipe.encoder.name}; {way}")
-    net.load_state_dict(taken, strict=False)
-    return net, said
+    backbone.net.load_state_dict(taken, strict=False)
+    return backbone, said
 
 
 def _weights(source: str, recipe: Recipe) -> State:

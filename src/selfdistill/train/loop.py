@@ -66,11 +66,12 @@ def pretrain(
     steps_per_epoch = len(source.train) // recipe.batch_size
     total = recipe.epochs * steps_per_epoch
     console = console or Console(markup=False, emoji=False)
-    given = encoder
     if recipe.init_from and not (resume and out and Run(out).checkpoint.exists()):
-        given, said = initialised(recipe, encoder)
+        backbone, said = initialised(recipe, encoder)
         console.print(said, soft_wrap=True, highlight=False, markup=False)
-    siamese = Siamese(recipe, len(source.train), given).to(memory_format=torch.channels_last)
+    else:
+        backbone = recipe.encoder.build(recipe.views.size, encoder)
+    siamese = Siamese(recipe, len(source.train), backbone).to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         siamese = synchronised(siamese)  # statistics of the whole batch, as all the papers have them
     if recipe.compile == "on":

@@ -130,15 +130,9 @@ class Run:
         file = self.path / "backbone.safetensors"
         if not file.exists():
             raise Misuse(f"{self.path}: no backbone.safetensors: the run has not ended; --resume continues it")
-        built = self._untrained()
+        built = untrained(self.recipe, self.own_encoder)
         fill(built.net, tensors(file), file)
         return built.eval()
-
-    def _untrained(self) -> Backbone:
-        """The encoder as the run's seed initialised it; a module of the user's own is as it is."""
-        if self.own_encoder is not None:
-            return self.recipe.encoder.around(self.own_encoder, self.recipe.views.size)
-        return untrained(self.recipe)
 
     def embed(self, images: Data | Sequence[str | Path]) -> Tensor:
         """Features [N, F] of uint8 images [N, C, H, W], of image files, or of a data set, by name or folder too: its training images, then
@@ -162,7 +156,7 @@ class Run:
     def knn(self, k: int | None = None, temperature: float = 0.07, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. k: 20, or all where the bank has fewer, if
         none. trained: or the encoder as it was at random. Raises `Misuse` without labels."""
-        found = self.frozen if trained else self._frozen(self._untrained())
+        found = self.frozen if trained else self._frozen(untrained(self.recipe, self.own_encoder))
         return knn_accuracy(*found, usual_k(len(found[0])) if k is None else k, temperature)
 
     def linear(self, **settings: Any) -> float:
@@ -201,11 +195,11 @@ def run_of(what: str | Path | Run) -> Run:
     return what if isinstance(what, Run) else load(what)
 
 
-def untrained(recipe: Recipe) -> Backbone:
-    """The encoder as the recipe's seed initialises it."""
+def untrained(recipe: Recipe, own_encoder: nn.Module | None = None) -> Backbone:
+    """The encoder as the recipe's seed initialises it; a module of the user's own as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return recipe.encoder.build(recipe.views.size)
+        return recipe.encoder.build(recipe.views.size, own_encoder)
 
 
 def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool = False, unreadable: float | None = None) -> Tensor:

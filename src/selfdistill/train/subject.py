@@ -155,7 +155,7 @@ def _built(name: str, recipe: Recipe) -> Backbone | RawPixels:
     if name == RAW:
         return RawPixels(recipe.encoder.channels * recipe.views.size**2)
     if recipe.init_from:
-        return Backbone(initialised(recipe)[0], recipe.encoder.channels, recipe.views.size)
+        return initialised(recipe)[0]
     return untrained(recipe)
 
 

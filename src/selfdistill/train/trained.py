@@ -31,7 +31,7 @@ def siamese_of(run: Run, checkpoint: Path | None = None) -> Siamese:
         raise Misuse(f"{run.path}: no {file.name}: {way}")
     state = read(file, torch.device("cpu"))
     images = state.get("images") or len(run.source.train)
-    siamese = Siamese(run.recipe, images, run.own_encoder)
+    siamese = Siamese(run.recipe, images, run.recipe.encoder.build(run.recipe.views.size, run.own_encoder))
     fill(siamese, state.get("model"), file)
     return siamese.eval()
 
