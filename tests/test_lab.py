@@ -498,7 +498,7 @@ def test_killed_and_resumed(tmp_path, devices):
     command += ["--jobs", "1", "--out", str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not any(len(f.read_text().splitlines()) > 2 for f in tmp_path.glob("cells/*/metrics.jsonl")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

@@ -54,6 +54,14 @@ def test_tied_weights_are_written_and_read(tiny_source, tmp_path):
     assert run.summary["knn_top1"] == run.knn()
 
 
+def test_weights_of_five_dimensions_are_trained(tiny_source, tmp_path):
+    """Module.to(memory_format=torch.channels_last), which is for four, fails at them."""
+    net = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 12, (1, 3, 3)), nn.Flatten(1, 2), nn.Conv2d(12, 12, 3))
+    trained = sd.pretrain("simsiam", data=tiny_source, encoder=net, out=tmp_path / "run", **OWN).backbone.net
+    assert not torch.equal(trained[1].weight, net[1].weight)
+    assert not torch.equal(trained[3].weight, net[3].weight)
+
+
 def with_state_that_is_no_tensor():
     class Counted(nn.Flatten):
         def get_extra_state(self):

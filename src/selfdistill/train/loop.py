@@ -71,7 +71,10 @@ def pretrain(
         console.print(said, soft_wrap=True, highlight=False, markup=False)
     else:
         backbone = recipe.encoder.build(recipe.views.size, encoder)
-    siamese = Siamese(recipe, len(source.train), backbone).to(memory_format=torch.channels_last)
+    siamese = Siamese(recipe, len(source.train), backbone)
+    for p in siamese.parameters():
+        if p.ndim == 4:  # `to(memory_format=...)` fails at five dimensions
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         siamese = synchronised(siamese)  # statistics of the whole batch, as all the papers have them
     if recipe.compile == "on":
