@@ -201,6 +201,17 @@ def test_pretrain_then_evaluate_then_resume_when_nothing_is_left(run, tmp_path):
     assert "lr.base" in err
 
 
+def test_a_command_with_resume_goes_on_with_what_it_made(run):
+    """Its own --without and settings; what may change is written down."""
+    made = ["pretrain", "byol", "data=digits", *FAST, "batch_size=256", "--without", "symmetry", "--out", "run"]
+    assert run(*made)[0] == 0
+    code, _, err = run(*made, "--resume", "max_bad_steps=17")
+    assert code == 0, err
+    recipe = api.load("run").recipe
+    assert (recipe.terms["views"].pairs, recipe.max_bad_steps) == ("one-way", 17)
+    assert api.load("run").versions
+
+
 def test_a_run_without_predictor_has_a_verdict_and_no_gap(run, tmp_path):
     fast = [f"{k}={v}" for k, v in TINY_OF["simclr"].items() if k != "epochs"]
     assert run("pretrain", "simclr", "data=digits", *fast, "epochs=1", "batch_size=256", "--out", "run")[0] == 0

@@ -50,6 +50,8 @@ def test_batches_of_two_leave_no_image_alone(images):
         "init_from=nowhere.pth",
         "accumulate=4",
         "views.locals.count=2",
+        "views.second.blur=1",
+        "epochs=7",
     ],
 )
 def test_a_part_that_the_alternation_has_not_is_refused(word):

@@ -125,7 +125,9 @@ def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():
     def said(method, *changes):
         return " ".join(cautions(METHODS[method].edit(changes), 40_000))
 
-    assert said("byol", "epochs=11") == said("dino", "epochs=11") == said("simsiam", "epochs=1") == ""
+    assert said("byol", "epochs=11") == said("dino", "epochs=31") == said("simsiam", "epochs=1") == ""
+    assert "30 lasts all the epochs=30: terms.views.loss.target.temperature never comes to its base" in said("dino", "epochs=30")
+    assert "terms.consistency.weight.warmup=0.5" in said("mean-teacher", "epochs=5")
     assert "lr.warmup=10 lasts all the epochs=5" in said("byol", "epochs=5")
     assert "lr.warmup=0.5" in said("byol", "epochs=5")
     assert "projector.frozen_epochs=1" in said("dino", "epochs=1", "lr.warmup=0")
@@ -145,7 +147,25 @@ def test_what_a_micro_batch_compares_is_said_to_be_of_it():
     assert "negatives of terms.views are of micro-batches of 1024 images, not of the batch of 4096" in said("simclr")
     assert "codes of terms.views" in said("swav")
     assert "codes of terms.views" in said("dino", "terms.views.loss.target=sinkhorn")
-    assert said("dino") == said("byol") == said("moco") == ""
+    assert said("dino") == ""
+    for method, share in {"byol": 1024, "moco": 64, "simsiam": 128}.items():
+        assert said(method) == f"accumulate=4: BatchNorm's statistics are of micro-batches of {share} images"
+    assert "the predictor is solved on micro-batches of 1024" in said("byol", "predictor=least-squares")
+
+
+def test_a_recipe_that_goes_to_other_images_takes_their_preset_when_asked(tiny_source, tmp_path):
+    """Else it keeps its own, and says so; what its user changed stays."""
+    photos = Source("photos", Pixels(torch.zeros(300, 3, 96, 96, dtype=torch.uint8)))
+    mine = on_data(METHODS["simsiam"], ["lr.base=0.03", "projector=none"], tiny_source)[0]
+    kept, _, changed = on_data(mine, ["encoder.channels=3", "views.mean=[0.5]", "views.std=[0.25]"], photos)
+    assert (kept.preset, kept.views.size, changed) == ("digits", 8, [])
+    new, _, changed = on_data(mine, ["preset=auto"], photos)
+    fresh, _, same = on_data(METHODS["simsiam"], ["lr.base=0.03", "projector=none"], photos)
+    assert (new, changed) == (fresh, same)
+    said = StringIO()
+    asked = {"data": tiny_source, "out": tmp_path / "run", "console": Console(file=said, width=200)}
+    sd.pretrain(mine.edit(["preset=grey-28"]), "epochs=1", "batch_size=32", "encoder.options={widths: [8]}", **asked)
+    assert "preset grey-28 is the recipe's own, and for such images there is digits: preset=auto takes it" in said.getvalue()
 
 
 def test_moco_learns_from_some_hundred_photos():

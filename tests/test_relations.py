@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfdistill.ablate.edits import EDITS, lacking, without
+from selfdistill.ablate.edits import EDITS, lacking, settings_of, without
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
@@ -712,7 +712,8 @@ def test_an_edit_that_contradicts_another_slot_says_so(method, name):
 
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method in SIX for name in FITTING[method]])
 def test_an_edited_recipe_trains(method, name):
-    recipe = tiny(method, *LOUD[method], EDITS[name].setting)
+    loud = tiny(method, *LOUD[method])
+    recipe = loud.edit(settings_of(loud, [name]))
     start = {n: p.clone() for n, p in build(recipe).student.named_parameters()}
     _, model = run(recipe)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
@@ -814,3 +815,13 @@ def test_each_schedule_of_a_composition_has_its_own_per_epoch(first, second):
     v = values(a.model_copy(update={"until": 2.0, "then": b}), 4, 5)
     assert v[:8] == pytest.approx(values(a, 4, 2)[:-1])
     assert v[8:] == pytest.approx(values(b, 4, 3)), f"then.per_epoch={second} is ignored for the first schedule's {first}"
+
+
+def test_sharpening_is_a_target_below_the_students_temperature_and_ibot_has_two_terms():
+    """Taken out it leaves the student's own temperature, whatever that is; a target as soft as that has none."""
+    soft = METHODS["dino"].edit(["terms.views.loss.temperature=0.3"])
+    assert soft.edit(without(soft, ["sharpening"])).terms["views"].loss.target.temperature == Schedule(base=0.3)
+    assert lacking(METHODS["simsiam"].edit(["terms.views.loss=cross-entropy"]), ["sharpening"]) == ["sharpening"]
+    ibot = METHODS["ibot"].edit(without(METHODS["ibot"], ["centring", "sharpening"]))
+    for term in ("views", "patches"):
+        assert ibot.terms[term].loss.target == Centre(momentum=1, temperature=Schedule(base=0.1))

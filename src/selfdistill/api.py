@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from selfdistill.ablate.edits import lacking, settings_of
+from selfdistill.ablate.edits import check, lacking, settings_of
 from selfdistill.ablate.edits import without as edits
 from selfdistill.ablate.em import alternate
 from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
@@ -25,14 +25,15 @@ from selfdistill.export import neighbours as near
 from selfdistill.methods import METHODS
 from selfdistill.own import PYTHON, ingredient, use
 from selfdistill.parts.loss import LOSSES as losses
+from selfdistill.presets import PRESETS
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
 from selfdistill.recipe import Recipe, diff, under
 from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
-from selfdistill.train.resolve import cautions, recipe_of, resolve, shown
-from selfdistill.train.run import Run, load, new_folder, run_of
+from selfdistill.train.resolve import cautions, preset_of, recipe_of, resolve, shown
+from selfdistill.train.run import Run, labelled, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
 
@@ -102,19 +103,25 @@ def pretrain(
     asked += [*changes, *(f"{key}={_word(value)}" for key, value in settings.items())]
     base = method if isinstance(method, Recipe) else recipe_of(method)
     if resume:
-        run = _resumable(base, out, asked, without, module, source)
+        run = _resumable(out, asked, without, module, source)
+        if base.method != run.recipe.method:
+            raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
-    settings_of(without)  # raises: a slip is answered before a large folder of images is opened
+    check(without)  # a slip is answered before a large folder of images is opened
     path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)
-    there, gone = _of_ingredients(without, base, recipe)  # the recipe as its data's preset has it
-    if there:
+    gone = lacking(recipe, without)  # the recipe as its data's preset has it
+    edits(base, gone)  # raises: nor has the paper's
+    if there := settings_of(recipe, [name for name in without if name not in gone]):
         recipe, source, changed = resolve(base, [*asked, *there], source)
     for note in source.notes:
         console.print(note, soft_wrap=True)
     if changed:
         console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
         console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
+    asks = any(word.startswith("preset=") for word in asked)
+    if base.preset in PRESETS and not asks and (other := preset_of(source.train)) != base.preset:
+        console.print(f"preset {base.preset} is the recipe's own, and for such images there is {other}: preset=auto takes it")
     for name in gone:
         console.print(f"--without {name}: preset {recipe.preset} has taken it out already")
     for caution in cautions(recipe, len(source.train)):
@@ -252,29 +259,20 @@ FREE = ("devices", "workers", "on_bad_image", "max_bad_steps", "checkpoint")
 another order, draw other paths to drop and, on CPUs, have BatchNorms of their own (docs/distributed.md)"""
 
 
-def _of_ingredients(without: Sequence[str], base: Recipe, recipe: Recipe) -> tuple[list[str], list[str]]:
-    """(the settings that take out those that `recipe` has, the names of those that it has no more). Raises `Misuse` for one that `base`,
-    of which it was made, had not either."""
-    gone = lacking(recipe, without)
-    edits(base, gone)
-    return settings_of([name for name in without if name not in gone]), gone
-
-
-def _resumable(
-    base: Recipe, out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None
-) -> Run:
+def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:
     if out is None:
         raise Misuse("--resume continues a run folder: name it with --out")
     run = Run(Path(out), module, source)
-    if base.method != run.recipe.method:
-        raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
-    recipe = run.recipe.edit([*asked, *_of_ingredients(without, base, run.recipe)[0]])
+    gone = lacking(run.recipe, without)
+    recipe = run.recipe.edit([*asked, *settings_of(run.recipe, [name for name in without if name not in gone])])
     for path, was, now in diff(run.recipe, recipe):
         if not any(under(free, path) for free in FREE):
             raise Misuse(
                 f"--resume with {path}={now}: the run was made with {path}={was} and goes on as it was; leave the setting out "
                 f"({', '.join(FREE)} may change)"
             )
+    if recipe.checkpoint.best:
+        labelled(run.source)  # raises: no labels, no kNN, no best
     run.recipe = recipe
     return run
 

@@ -200,5 +200,7 @@ def test_what_was_said_before_is_told():
 
 def test_a_backbone_worth_less_than_its_random_start_is_said():
     assert "0.370 is below the 0.550" in below_start({"knn_top1": 0.37, "knn_random_init": 0.55})
+    assert "0.906 is below the 0.931" in below_start({"knn_top1": 0.906, "knn_random_init": 0.897, "knn_at_start": 0.931})
+    assert not below_start({"knn_top1": 0.1, "knn_random_init": 0.9, "verdict": "diverged"})
     for summary in ({}, {"knn_top1": None}, {"knn_top1": 0.6, "knn_random_init": None}, {"knn_top1": 0.6, "knn_random_init": 0.6}):
         assert not below_start(summary)

@@ -191,6 +191,20 @@ def test_a_module_of_the_users_own(colours, tmp_path):
         sd.export_run(run, "timm", out=tmp_path / "timm")
 
 
+def test_tied_weights_leave_too(colours, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.g = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+            self.g.weight = self.f.weight
+
+        def forward(self, x):
+            return self.f(x).relu() + self.g(x)
+
+    run = sd.pretrain("simsiam", data=colours, encoder=Tied(), out=tmp_path / "run", **{**PLAIN, **OWN})
+    assert sd.export_run(run, "safetensors", out=tmp_path / "out").difference == 0
+
+
 @pytest.mark.parametrize("format", ["timm", "torchvision", "safetensors"])
 def test_timms_own_weights(colours, format, tmp_path, monkeypatch):
     """Pretrained ones, made up here for want of a network: what leaves is what was loaded, and needs no download again."""

@@ -340,6 +340,21 @@ def test_a_run_that_diverged_has_nothing_to_measure(tmp_path, tiny_source, proto
         sd.measure(run, protocol)
 
 
+def test_images_are_not_compared_nor_weights_exported_by_a_run_that_diverged(tmp_path, tiny_source):
+    run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+    for p in run.backbone.parameters():
+        torch.nn.init.constant_(p, torch.nan)
+    for asked in (
+        lambda: sd.neighbours(run, tmp_path / "one.png", tiny_source),
+        lambda: sd.duplicates(run, tiny_source, 0.9),
+        lambda: sd.export_run(run, "safetensors"),
+    ):
+        with pytest.raises(Misuse, match="not finite: a run that diverged"):
+            asked()
+    assert not (run.path / "export").exists()
+
+
 def test_raw_pixels_that_patches_do_not_fill_are_refused():
     with pytest.raises(Misuse, match="50 x 50"):
         RawPixels(3).maps(torch.zeros(1, 3, 50, 50))

@@ -128,7 +128,7 @@ CASES = {
 def test_blue_boxes_are_what_a_step_moves(case):
     """The stop mark, and whether h learns, against autograd on a small SimSiam of the same structure."""
     small = ["encoder=resnet-small", "encoder.options={widths: [8]}", "projector.hidden=[8]", "projector.out=8", "views.size=8"]
-    recipe = SIMSIAM.edit([*small, "predictor.hidden=[4]", *settings_of(CASES[case])])
+    recipe = SIMSIAM.edit([*small, "predictor.hidden=[4]", *settings_of(SIMSIAM, CASES[case])])
     made = picture(recipe)
     siamese = Siamese(recipe, 16)
     pixels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)

@@ -209,6 +209,7 @@ REFUSED = [
     ("swav", {"terms.views.loss.queue": 0, "terms.views.loss.prototypes": 33}, r"prototypes=33.*is 32 samples"),
     ("simsiam", {"batch_size": 97}, "larger than the data"),
     ("mean-teacher", {"labels": 97}, "labels=97"),
+    ("mean-teacher", {"projector.out": 37}, "projector.out=37: the classifier has an output for each of 2 classes"),
 ]
 
 

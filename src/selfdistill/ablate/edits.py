@@ -3,8 +3,10 @@ where a part comes before the whole that it goes with (`output-bn`, `projector-b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.recipe import Recipe, diff, leaves, under
@@ -12,17 +14,20 @@ from selfdistill.recipe import Recipe, diff, leaves, under
 
 @dataclass(frozen=True)
 class Edit:
-    """setting: the one field that changes. what: what that means. source: who did it, and where. of: what the field must be for the
-    ingredient to be there; empty: anything else."""
+    """setting: the one field that changes; `*` is each term that has it, and `<path>` the recipe's own value there. what: what that means.
+    source: who did it, and where. of: what the field must be for the ingredient to be there; empty: anything else."""
 
     setting: str
     what: str
     source: str
     of: tuple[str, ...] = ()
 
-    @property
-    def key(self) -> str:
-        return self.setting.partition("=")[0]
+    def settings(self, values: Mapping[str, Any]) -> list[str]:
+        """For a recipe of these leaves: one of each field that it has."""
+        terms = dict.fromkeys(path.split(".")[1] for path in values if path.startswith("terms."))
+        each = dict.fromkeys(self.setting.replace("*", term) for term in terms)
+        there = [setting for setting in each if any(under(setting.partition("=")[0], path) for path in values)]
+        return [re.sub("<(.+)>", lambda at: str(values.get(at[1], 1.0)), setting) for setting in there]
 
 
 EDITS: dict[str, Edit] = {
@@ -33,8 +38,10 @@ EDITS: dict[str, Edit] = {
     "momentum-teacher": Edit("teacher=shared", "the student is its own teacher, tau = 0", "BYOL Table 5a, SimSiam Sec. 6.2"),
     "symmetry": Edit("terms.views.pairs=one-way", "one view predicts the other, not the reverse", "SimSiam Sec. 4.6"),
     "cosine": Edit("terms.views.loss=cross-entropy", "cross-entropy of softmaxes instead", "SimSiam Sec. 4.5", of=("cosine", "mse")),
-    "centring": Edit("terms.views.loss.target.momentum=1", "the centre stays at 0", "DINO Fig. 7"),
-    "sharpening": Edit("terms.views.loss.target.temperature={base: 0.1}", "the target as soft as the student's prediction", "DINO Fig. 7"),
+    "centring": Edit("terms.*.loss.target.momentum=1", "the centre stays at 0", "DINO Fig. 7"),
+    "sharpening": Edit(
+        "terms.*.loss.target.temperature={base: <terms.*.loss.temperature>}", "targets as soft as the student's prediction", "DINO Fig. 7"
+    ),
     "masks": Edit("views.masks.probability=0", "the student sees every patch", "iBOT Table 9"),
     "multi-crop": Edit("views.locals=none", "no local crops; the global ones keep their scale", "DINO Table 7, SwAV"),
     "consistency": Edit("terms.consistency.weight={base: 0}", "labels alone: the supervised baseline", "Mean Teacher Table 2"),
@@ -44,30 +51,35 @@ EDITS: dict[str, Edit] = {
 }
 
 
-def settings_of(names: Sequence[str]) -> list[str]:
-    """The settings that take the named ingredients out, whatever their order. Raises `Misuse` for an unknown name."""
+def check(names: Sequence[str]) -> None:
+    """Raises `Misuse` for an ingredient that has no edit."""
     for name in names:
         if name not in EDITS:
             raise Misuse(f"--without {name}: allowed: {', '.join(EDITS)}.{did_you_mean(name, EDITS)}")
-    return [edit.setting for name, edit in EDITS.items() if name in names]
+
+
+def settings_of(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """The settings that take the named ingredients out of a recipe, whatever the order of the names. Raises `Misuse` for an unknown one."""
+    check(names)
+    values = dict(leaves(recipe))
+    return [setting for name, edit in EDITS.items() if name in names for setting in edit.settings(values)]
 
 
 def lacking(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """Those of the named ingredients that the recipe has not. Raises `Misuse` for an unknown name."""
-    settings_of(names)  # raises
+    differing = [path for path, _, _ in diff(recipe, recipe.edit(settings_of(recipe, names)))]
     values = dict(leaves(recipe))
-    known = [name for name in names if any(under(EDITS[name].key, path) for path in values)]  # else a slot is empty, or filled otherwise
-    differing = [path for path, _, _ in diff(recipe, recipe.edit(settings_of(known)))]
 
     def has(edit: Edit) -> bool:
-        is_there = not edit.of or values.get(edit.key, values.get(f"{edit.key}.kind")) in edit.of
-        return is_there and any(under(edit.key, path) for path in differing)
+        keys = [setting.partition("=")[0] for setting in edit.settings(values)]
+        is_there = not edit.of or any(values.get(key, values.get(f"{key}.kind")) in edit.of for key in keys)
+        return is_there and any(under(key, path) for key in keys for path in differing)
 
-    return [name for name in names if name not in known or not has(EDITS[name])]
+    return [name for name in names if not has(EDITS[name])]
 
 
 def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """The settings that take them out of a recipe that has them. Raises `Misuse` for an ingredient that is not there as well."""
     for name in lacking(recipe, names):
         raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what}: {EDITS[name].setting})")
-    return settings_of(names)
+    return settings_of(recipe, names)

@@ -40,7 +40,9 @@ ALTERNATION = ("predictor=none", "projector.bn=all", "projector.affine=false", "
 M-step of 20 steps overshoots, and the effective rank falls to a few"""
 NO_PART = (
     *("teacher", "predictor", "stop_gradient", "terms", "labels"),
-    *("init_from", "init_partial", "accumulate", "clip", "views.locals", "views.masks", "checkpoint"),
+    *("init_from", "init_partial", "accumulate", "clip", "views.second", "views.locals", "views.masks", "patch_projector", "keep"),
+    *("epochs", "precision", "compile", "devices", "on_collapse", "max_bad_steps"),
+    *("labelled_share", "checkpoint", "probe_every", "log", "log_every"),
 )
 """what a recipe says that the alternation does not look at"""
 

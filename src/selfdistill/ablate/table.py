@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from selfdistill.ablate.claims import Claim, ScaleName, terms
-from selfdistill.ablate.edits import settings_of
+from selfdistill.ablate.edits import check
 from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Source
 from selfdistill.errors import Failure, Misuse, did_you_mean
@@ -91,7 +91,7 @@ class Table(Spec):
                     if row and row not in self.rows:
                         raise ValueError(f"claim {claim.id}: '{text}' names row {row}, and there are {', '.join(self.rows)}")
         for name, spec in self.rows.items():
-            settings_of(spec.without)
+            check(spec.without)
             if spec.cites is not None and not (self.published and (spec.figure or self.figure)):
                 raise ValueError(f"row {name} cites {spec.cites}, and the table names no published table or figure")
         return self

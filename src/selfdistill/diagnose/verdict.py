@@ -150,8 +150,8 @@ def before(rows: Iterable[Mapping[str, Any]]) -> str:
 def below_start(summary: Mapping[str, Any]) -> str:
     """Of a summary.json whose kNN is below that of the encoder before its first step: a sentence that says so, else nothing. No verdict
     does: outputs may be spread out and say nothing of the classes (DINO without its momentum teacher, digits: kNN 0.37 for 0.55)."""
-    knn, start = summary.get("knn_top1"), summary.get("knn_random_init")
-    if knn is None or start is None or knn >= start:
+    knn, start = summary.get("knn_top1"), summary.get("knn_at_start", summary.get("knn_random_init"))
+    if knn is None or start is None or knn >= start or summary.get("verdict") == "diverged":
         return ""
     return (
         f"kNN {knn:.3f} is below the {start:.3f} before the first step: what the outputs learned to differ by is not what the labels name."

@@ -60,6 +60,8 @@ def export(subject: Subject, format: str, of: str | None = None, out: Path | Non
     source, recipe = subject.source, subject.recipe
     images = next(plain_batches(spread(source.test or source.train, IMAGES), recipe.views, torch.device("cpu"), recipe.workers))
     kept = Kept(backbone.cpu(), recipe, who, images)
+    with torch.no_grad():
+        subject.check_finite(kept.backbone(images))
     made.check(kept)
     require(f"--format {format}", format, *made.needs)
     with whole_folder(out) as folder:

@@ -42,7 +42,8 @@ class Kept:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {k: v.detach().cpu().contiguous() for k, v in self.backbone.net.state_dict().items()}
+        of = self.backbone.net.state_dict()  # copies: safetensors refuses tied weights
+        return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in of.items()}
 
     @property
     def notes(self) -> dict[str, str]:

@@ -36,7 +36,7 @@ from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, new_folder
+from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, new_folder, record_of
 from selfdistill.views.draw import mix
 
 
@@ -93,7 +93,7 @@ def pretrain(
         fabric.barrier()
     assert out is not None
     run = Run(out, encoder, source)
-    run.recipe = recipe  # a resume may have changed what it may, as workers
+    changed, run.recipe = run.recipe != recipe, recipe  # a resume may have changed what it may, as workers
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
 
@@ -109,6 +109,8 @@ def pretrain(
     try:
         if fabric.is_global_zero:
             lock = taken(out)
+            if changed:
+                write_whole(out / "recipe.yaml", record_of(recipe, run.versions))
             refused = next(n for n in count() if start - n not in passed_over)
             journal = Journal(out, start, total, console, open_loggers(recipe, out, start))
             monitor = Monitor(recipe, source, journal, clock, refused)
@@ -250,6 +252,8 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
         summary["knn_top1"] = run.knn(k)
         # A module of the user's own may be drawn anew when a run goes on: what it was worth at first, the first line tells.
         summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder is not None else run.knn(k, trained=False)
+        if run.recipe.init_from:
+            summary["knn_at_start"] = run.metrics[0]["knn_top1"]
         if run.recipe.labels is not None:
             summary |= test_errors(siamese, run.recipe, test, targets)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from selfdistill.data.images import Pixels, Source
+from selfdistill.data.images import Images, Pixels, Source
 from selfdistill.data.order import visible_labels
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.own import use
 from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
+from selfdistill.parts.encoder import RESNETS
+from selfdistill.parts.predictor import LeastSquares
 from selfdistill.parts.target import Sinkhorn
 from selfdistill.parts.teacher import Snapshot
-from selfdistill.presets import PRESETS, preset_for
+from selfdistill.presets import PRESETS, Changes, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under
 from selfdistill.train.loggers import check as check_loggers
 from selfdistill.train.run import labelled, load
@@ -104,7 +106,10 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         visible_labels(source.train, recipe)  # raises: no labels, or too few, before anything is written
         if recipe.projector is None:
             raise Misuse(f"projector=none: with labels={recipe.labels} the projector is the classifier; projector=mlp is one")
-        recipe = recipe.edit([f"projector.out={len(source.train.classes)}"])  # a classifier
+        classes = len(source.train.classes)
+        if recipe.projector.out != classes and any(word.startswith("projector.out=") for word in changes):
+            raise Misuse(f"projector.out={recipe.projector.out}: the classifier has an output for each of {classes} classes: leave it out")
+        recipe = recipe.edit([f"projector.out={classes}"])
     if recipe.compile == "auto":
         steps = recipe.epochs * (len(source.train) // recipe.batch_size)
         recipe = recipe.edit([f"compile={'on' if torch.cuda.is_available() and steps >= REPAID else 'off'}"])
@@ -150,15 +155,13 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     _check_method(base, changes)
     asked = _early(base, changes)
     source = source or open_source(asked.data, asked.on_bad_image)
-    preset = asked.preset
-    if preset == "auto":
-        side = min(source.train.pixels.shape[-2:]) if isinstance(source.train, Pixels) else None
-        preset = preset_for(len(source.train), source.train.channels, side)
+    preset = preset_of(source.train) if asked.preset == "auto" else asked.preset
     # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
-    before, changed = with_preset(base, preset) if preset != base.preset else (base, [])
+    papers = base if preset == base.preset else _without_preset(base)
+    before, changed = with_preset(papers, preset) if preset != base.preset else (base, [])
     recipe = before.edit([*changes, f"preset={preset}"])
     users = {path for path, _, _ in diff(before, recipe)}
-    was = dict(leaves(base))
+    was = dict(leaves(papers))
     moved = {path for path, now in leaves(before) if path not in was or was[path] != now} & dict(leaves(recipe)).keys() - users
     changed = [f for f in changed if any(under(f.key, path) for path in moved)]
     if recipe.encoder.channels != source.train.channels:
@@ -169,6 +172,15 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     return recipe, source, changed
 
 
+def preset_of(images: Images) -> str:
+    """What preset=auto is for these images."""
+    return preset_for(len(images), images.channels, min(images.pixels.shape[-2:]) if isinstance(images, Pixels) else None)
+
+
+def _changes(preset: str, method: str) -> Changes:
+    return PRESETS[preset].changes + PRESETS[preset].methods.get(method, ())
+
+
 def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     """The recipe with a preset's changes, and each field that they changed; what the user changed before stays. Raises `Misuse` for a
     preset that there is not."""
@@ -176,7 +188,7 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
         return recipe, []
     if name not in PRESETS:
         raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto.{did_you_mean(name, PRESETS)}")
-    changes = PRESETS[name].changes + PRESETS[name].methods.get(recipe.method, ())
+    changes = _changes(name, recipe.method)
     # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
     paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
     fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
@@ -187,6 +199,21 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     last = {setting.partition("=")[0]: (setting.partition("=")[2], why) for setting, why in changes}
     found = [Changed(key, _short(recipe, key), *new) for key, new in last.items() if any(under(key, path) for path in differing)]
     return changed, found
+
+
+def _without_preset(recipe: Recipe) -> Recipe:
+    """With the method's own values where its preset had others, but for what the user changed."""
+    if recipe.method not in METHODS or recipe.preset not in PRESETS:
+        return recipe
+    tree, papers, users = recipe.model_dump(), METHODS[recipe.method].model_dump(), _users(recipe)
+    for setting, _ in _changes(recipe.preset, recipe.method):
+        key = setting.partition("=")[0]
+        *slots, field = key.split(".")
+        mine, theirs = _at(tree, slots), _at(papers, slots)
+        alike = mine and theirs and mine.get("kind") == theirs.get("kind")  # else the user filled the slot otherwise
+        if alike and not any(under(key, path) for path in users):
+            mine[field] = theirs[field]
+    return Recipe.model_validate({**tree, "preset": "auto"})
 
 
 def _users(recipe: Recipe) -> list[str]:
@@ -202,10 +229,15 @@ def _users(recipe: Recipe) -> list[str]:
 
 def _short(recipe: Recipe, key: str) -> str:
     """The value at a path; of a slot its kind."""
-    value: Any = recipe.model_dump(mode="json")
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
+    value = _at(recipe.model_dump(mode="json"), key.split("."))
     return str(value.get("kind", "set" if value else "none")) if isinstance(value, dict) else "none" if value is None else str(value)
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    """None where there is nothing."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def cautions(recipe: Recipe, images: int) -> list[str]:
@@ -225,12 +257,19 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
                 f"accumulate={recipe.accumulate}: the {what} of terms.{name} are of micro-batches of {share} images, "
                 f"not of the batch of {recipe.batch_size}"
             )
-    if recipe.lr.warmup >= recipe.epochs:
-        found.append(
-            f"lr.warmup={recipe.lr.warmup:g} lasts all the epochs={recipe.epochs}: the learning rate only rises. "
-            f"A tenth of the run is lr.warmup={recipe.epochs / 10:g}"
-        )
+    if recipe.accumulate > 1:
+        share, heads = recipe.batch_size // recipe.accumulate, (recipe.projector, recipe.patch_projector, recipe.predictor)
+        if recipe.encoder.name in (*RESNETS, "resnet-small") or any(getattr(head, "bn", "none") != "none" for head in heads):
+            found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are of micro-batches of {share} images")
+        if isinstance(recipe.predictor, LeastSquares):
+            found.append(f"accumulate={recipe.accumulate}: the predictor is solved on micro-batches of {share} images")
     for path, value in leaves(recipe):
+        if path.endswith("warmup") and value >= recipe.epochs:
+            of = path.removesuffix(".warmup")
+            found.append(
+                f"{path}={value:g} lasts all the epochs={recipe.epochs}: {of} never comes to its base. A tenth of the run is "
+                f"{path}={recipe.epochs / 10:g}"
+            )
         if path.endswith("frozen_epochs") and value >= recipe.epochs:
             found.append(f"{path}={value:g} and epochs={recipe.epochs}: the prototypes never learn. {path}=0 lets them from the start")
     return found

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
@@ -272,9 +272,14 @@ def new_folder(out: Path | None, stem: str) -> Path:
     return out
 
 
+def record_of(recipe: Recipe, made_with: Mapping[str, str]) -> str:
+    """What recipe.yaml says. made_with: `versions`."""
+    return recipe.to_yaml() + yaml_from({"format": FORMAT, "versions": dict(made_with)})
+
+
 def make_folder(out: Path, recipe: Recipe) -> None:
     """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
-    record = recipe.to_yaml() + yaml_from({"format": FORMAT, "versions": versions()})
+    record = record_of(recipe, versions())
     try:
         with whole_folder(out) as folder:
             (folder / "checkpoints").mkdir()

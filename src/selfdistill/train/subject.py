@@ -58,8 +58,7 @@ class Subject:
         """The same with features, [N, F] and [Q, F] fp32 on the CPU."""
         bank, labels, test, targets = self.images
         features, queries = self.features(bank), self.features(test)
-        if not (torch.isfinite(features).all() and torch.isfinite(queries).all()):
-            raise Misuse(f"{self.name}: the features are not finite: a run that diverged has nothing to measure")
+        self.check_finite(features, queries)
         return features, labels, queries, targets
 
     @cached_property
@@ -71,6 +70,11 @@ class Subject:
 
     def features(self, images: Images) -> Tensor:
         return features_of(self.backbone, images, self.recipe)
+
+    def check_finite(self, *features: Tensor) -> None:
+        """Raises `Misuse` for features that say nothing."""
+        if not all(of.isfinite().all() for of in features):
+            raise Misuse(f"{self.name}: the features are not finite: a run that diverged has nothing to say of an image")
 
     def on(self, data: str | Source) -> Subject:
         """The same network on another data set (transfer). Raises `Misuse` where its images do not fit."""
