@@ -205,9 +205,12 @@ def test_a_command_with_resume_goes_on_with_what_it_made(run):
     """Its own --without and settings; what may change is written down."""
     made = ["pretrain", "byol", "data=digits", *FAST, "batch_size=256", "--without", "symmetry", "--out", "run"]
     assert run(*made)[0] == 0
+    predictorless = ["pretrain", "byol", "data=digits", *(f for f in FAST if "predictor" not in f), "epochs=1", "batch_size=256"]
+    predictorless += ["predictor=none", "--without", "predictor", "--out", "none"]
     code, _, err = run(*made, "--resume", "max_bad_steps=17")
     assert code == 0, err
     recipe = api.load("run").recipe
+    assert "--without predictor: the settings have taken it out already" in run(*predictorless)[1]
     assert (recipe.terms["views"].pairs, recipe.max_bad_steps) == ("one-way", 17)
     assert api.load("run").versions
 

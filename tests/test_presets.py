@@ -156,16 +156,21 @@ def test_what_a_micro_batch_compares_is_said_to_be_of_it():
 def test_a_recipe_that_goes_to_other_images_takes_their_preset_when_asked(tiny_source, tmp_path):
     """Else it keeps its own, and says so; what its user changed stays."""
     photos = Source("photos", Pixels(torch.zeros(300, 3, 96, 96, dtype=torch.uint8)))
-    mine = on_data(METHODS["simsiam"], ["lr.base=0.03", "projector=none"], tiny_source)[0]
+    mine_is = ["lr.base=0.03", "projector=none"]
+    mine = on_data(METHODS["simsiam"], mine_is, tiny_source)[0]
     kept, _, changed = on_data(mine, ["encoder.channels=3", "views.mean=[0.5]", "views.std=[0.25]"], photos)
     assert (kept.preset, kept.views.size, changed) == ("digits", 8, [])
     new, _, changed = on_data(mine, ["preset=auto"], photos)
-    fresh, _, same = on_data(METHODS["simsiam"], ["lr.base=0.03", "projector=none"], photos)
+    fresh, _, same = on_data(METHODS["simsiam"], mine_is, photos)
     assert (new, changed) == (fresh, same)
+    assert shown(mine, ["preset=none"])[0].views == METHODS["simsiam"].views
+    odd = METHODS["simsiam"].edit(["preset=digits", "batch_size=512", "projector.out=64", "predictor=least-squares"])
+    with pytest.raises(Misuse, match="fitted exactly"):
+        with_preset(odd.edit(["projector.out=256"]), "none")
     said = StringIO()
     asked = {"data": tiny_source, "out": tmp_path / "run", "console": Console(file=said, width=200)}
     sd.pretrain(mine.edit(["preset=grey-28"]), "epochs=1", "batch_size=32", "encoder.options={widths: [8]}", **asked)
-    assert "preset grey-28 is the recipe's own, and for such images there is digits: preset=auto takes it" in said.getvalue()
+    assert "preset=grey-28 is the recipe's own, and such images have preset=digits: preset=auto takes that" in said.getvalue()
 
 
 def test_moco_learns_from_some_hundred_photos():

@@ -32,7 +32,7 @@ from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
-from selfdistill.train.resolve import cautions, preset_of, recipe_of, resolve, shown
+from selfdistill.train.resolve import cautions, preset_of, recipe_of, resolve, shown, with_preset
 from selfdistill.train.run import Run, labelled, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
@@ -121,9 +121,10 @@ def pretrain(
         console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
     asks = any(word.startswith("preset=") for word in asked)
     if base.preset in PRESETS and not asks and (other := preset_of(source.train)) != base.preset:
-        console.print(f"preset {base.preset} is the recipe's own, and for such images there is {other}: preset=auto takes it")
+        console.print(f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that")
     for name in gone:
-        console.print(f"--without {name}: preset {recipe.preset} has taken it out already")
+        by = f"preset {recipe.preset} has" if name in lacking(with_preset(base, recipe.preset)[0], [name]) else "the settings have"
+        console.print(f"--without {name}: {by} taken it out already")
     for caution in cautions(recipe, len(source.train)):
         console.print(caution, soft_wrap=True, highlight=False, markup=False)
     return loop.pretrain(recipe, source, path, False, module, console, profile)
@@ -271,9 +272,9 @@ def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str],
                 f"--resume with {path}={now}: the run was made with {path}={was} and goes on as it was; leave the setting out "
                 f"({', '.join(FREE)} may change)"
             )
+    run.recipe = recipe
     if recipe.checkpoint.best:
         labelled(run.source)  # raises: no labels, no kNN, no best
-    run.recipe = recipe
     return run
 
 

@@ -143,6 +143,8 @@ class Recipe(Spec):
             )
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: goes with one of the terms that learn from labels (mean-teacher's), and only with it")
+        if self.labels is not None and self.projector is None:
+            raise ValueError(f"projector=none: with labels={self.labels} the projector is the classifier; projector=mlp is one")
         if self.labels is not None and not round(self.labelled_share * self.batch_size):
             raise ValueError(f"labelled_share={self.labelled_share} of batch_size={self.batch_size} is no image: raise one of them")
         if self.predictor and self.predictor.kind == "least-squares":
@@ -193,7 +195,7 @@ class Recipe(Spec):
         a bare field right after a slot's kind is the kind's own (`teacher=snapshot every=10`). A number for a schedule sets
         its base, a string for the encoder its name.
         """
-        return _validated(_edited(self.model_dump(), [changes] if isinstance(changes, str) else changes))
+        return validated(_edited(self.model_dump(), [changes] if isinstance(changes, str) else changes))
 
     def to_yaml(self) -> str:
         return yaml_from(self.model_dump(mode="json"))
@@ -211,7 +213,7 @@ class Recipe(Spec):
         made = {name: tree.pop(name, None) for name in RECORD}
         try:
             check_format(made["format"], made["versions"])
-            return _validated(tree if start is None or made["format"] else _of_a_user(tree, start))
+            return validated(tree if start is None or made["format"] else _of_a_user(tree, start))
         except Misuse as e:
             unknown = [] if start else [key for key in tree if key not in cls.model_fields]
             raise Misuse(
@@ -281,7 +283,8 @@ def _of_a_user(tree: dict[str, Any], start: Callable[[str, str], Recipe]) -> dic
     return _edited(whole, settings_in(tree, base))
 
 
-def _validated(tree: dict[str, Any]) -> Recipe:
+def validated(tree: dict[str, Any]) -> Recipe:
+    """A recipe of its dump. Raises `Misuse`."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:

@@ -331,7 +331,7 @@ def test_weights_that_cannot_be_fetched_are_a_failure(say, monkeypatch):
     assert "timm:resnet18: its weights cannot be had (no route" in err
 
 
-@pytest.mark.parametrize("protocol", ["clustering", "logistic", "knn"])
+@pytest.mark.parametrize("protocol", ["clustering", "logistic", "knn", "finetune"])
 def test_a_run_that_diverged_has_nothing_to_measure(tmp_path, tiny_source, protocol):
     run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
     for p in run.backbone.parameters():
@@ -349,10 +349,19 @@ def test_images_are_not_compared_nor_weights_exported_by_a_run_that_diverged(tmp
         lambda: sd.neighbours(run, tmp_path / "one.png", tiny_source),
         lambda: sd.duplicates(run, tiny_source, 0.9),
         lambda: sd.export_run(run, "safetensors"),
+        lambda: sd.embed_to(run, tiny_source, tmp_path / "h.npy"),
     ):
         with pytest.raises(Misuse, match="not finite: a run that diverged"):
             asked()
     assert not (run.path / "export").exists()
+
+
+@pytest.mark.parametrize("protocol", ["clustering", "retrieval"])
+def test_held_out_images_of_one_class_are_told_apart_by_any_features(tiny_run, tiny_source, protocol):
+    one = (tiny_source.test.labels == 0).nonzero()[:, 0]
+    test = Pixels(tiny_source.test.pixels[one], tiny_source.test.labels[one], tiny_source.test.classes)
+    with pytest.raises(Misuse, match="are of one class"):
+        sd.measure(tiny_run, protocol, to=Source("one", tiny_source.train, test))
 
 
 def test_raw_pixels_that_patches_do_not_fill_are_refused():

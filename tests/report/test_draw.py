@@ -36,7 +36,7 @@ EDITED = [
     "simsiam terms.views.pairs=one-way-doubled predictor=directpred projector.hidden=[8192,8192,8192,8192]",
     "dino teacher=snapshot every=epoch predictor=mlp encoder=timm:vit_base_patch14_reg4_dinov2.lvd142m terms.views.loss.target=sinkhorn",
     "ibot patch_projector={kind: dino, out: 8192}",
-    "mean-teacher projector=none encoder=timm:convnextv2_huge labels=1000",
+    "mean-teacher encoder=timm:convnextv2_huge labels=1000",
     "mean-teacher terms.consistency.weight=0",
 ]
 

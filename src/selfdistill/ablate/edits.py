@@ -81,5 +81,5 @@ def lacking(recipe: Recipe, names: Sequence[str]) -> list[str]:
 def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """The settings that take them out of a recipe that has them. Raises `Misuse` for an ingredient that is not there as well."""
     for name in lacking(recipe, names):
-        raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what}: {EDITS[name].setting})")
+        raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what})")
     return settings_of(recipe, names)

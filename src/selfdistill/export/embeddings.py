@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.data.images import Images, Pixels
+from selfdistill.data.images import Images, Pixels, spread
 from selfdistill.data.loader import plain_batches
 from selfdistill.disk import check_place, whole_file
 from selfdistill.errors import Misuse, require
@@ -46,6 +46,7 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
     table = out.with_suffix(".csv")
     if ending == ".npy" and table.exists() and not out.exists():
         raise Misuse(f"--out {out}: {table}, which would come beside it, exists already and is not its own: name another file")
+    subject.check_finite(subject.features(spread(subject.source.train, 32)))
     total = len(subject.source.train) + len(subject.source.test or ())
     WRITERS[ending](out, embedded(subject, say), total, subject)
     return total

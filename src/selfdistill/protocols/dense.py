@@ -96,7 +96,9 @@ def _maps(subject: Subject, images: Tensor) -> Tensor:
     backbone: Any = subject.backbone
     device = device_of(backbone)
     chunks = (normalize(chunk.to(device).float() / 255, subject.recipe.views) for chunk in images.split(64))
-    return torch.cat([backbone.maps(x).float().cpu() for x in chunks])
+    maps = torch.cat([backbone.maps(x).float().cpu() for x in chunks])
+    subject.check_finite(maps)
+    return maps
 
 
 def _pairs(folder: Path) -> Iterator[tuple[Path, Path]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from selfdistill.data.images import spread
 from selfdistill.errors import Misuse
 from selfdistill.evaluate import finetune
 from selfdistill.evaluate.linear import held_out, linear_probe
@@ -43,6 +44,7 @@ class Finetune(Tuning):
     epochs: Count = 10
 
     def measure(self, subject: Subject) -> Found:
+        subject.check_finite(subject.features(spread(subject.source.train, 32)))
         found = finetune.finetune_accuracy(_network(subject), *subject.pixels, epochs=self.epochs, **self.settings(subject))
         return Found({"top1": found.accuracy}, {"rate": found.rate})
 

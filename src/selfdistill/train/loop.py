@@ -251,9 +251,10 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
         k = usual_k(len(bank))
         summary["knn_top1"] = run.knn(k)
         # A module of the user's own may be drawn anew when a run goes on: what it was worth at first, the first line tells.
-        summary["knn_random_init"] = run.metrics[0]["knn_top1"] if run.own_encoder is not None else run.knn(k, trained=False)
+        first = next((row["knn_top1"] for row in run.metrics if row["step"] == 0), None)  # none of a file that was lost
+        summary["knn_random_init"] = first if run.own_encoder is not None else run.knn(k, trained=False)
         if run.recipe.init_from:
-            summary["knn_at_start"] = run.metrics[0]["knn_top1"]
+            summary["knn_at_start"] = first
         if run.recipe.labels is not None:
             summary |= test_errors(siamese, run.recipe, test, targets)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):

@@ -20,13 +20,12 @@ from selfdistill.parts.predictor import LeastSquares
 from selfdistill.parts.target import Sinkhorn
 from selfdistill.parts.teacher import Snapshot
 from selfdistill.presets import PRESETS, Changes, preset_for
-from selfdistill.recipe import Recipe, diff, leaves, under
+from selfdistill.recipe import Recipe, diff, leaves, under, validated
 from selfdistill.train.loggers import check as check_loggers
 from selfdistill.train.run import labelled, load
 
 REPAID = 10_000
 """steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
-
 
 EARLY = ("data", "preset", "on_bad_image", "log")
 """fields that no preset changes, and that are asked before the data is open"""
@@ -104,8 +103,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         labelled(source)  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
         visible_labels(source.train, recipe)  # raises: no labels, or too few, before anything is written
-        if recipe.projector is None:
-            raise Misuse(f"projector=none: with labels={recipe.labels} the projector is the classifier; projector=mlp is one")
+        assert recipe.projector is not None  # a classifier, says Recipe
         classes = len(source.train.classes)
         if recipe.projector.out != classes and any(word.startswith("projector.out=") for word in changes):
             raise Misuse(f"projector.out={recipe.projector.out}: the classifier has an output for each of {classes} classes: leave it out")
@@ -157,8 +155,8 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     source = source or open_source(asked.data, asked.on_bad_image)
     preset = preset_of(source.train) if asked.preset == "auto" else asked.preset
     # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
-    papers = base if preset == base.preset else _without_preset(base)
-    before, changed = with_preset(papers, preset) if preset != base.preset else (base, [])
+    papers = base if preset == base.preset else with_preset(base, "none")[0]
+    before, changed = (base, []) if preset == base.preset else with_preset(base, preset)
     recipe = before.edit([*changes, f"preset={preset}"])
     users = {path for path, _, _ in diff(before, recipe)}
     was = dict(leaves(papers))
@@ -182,8 +180,10 @@ def _changes(preset: str, method: str) -> Changes:
 
 
 def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
-    """The recipe with a preset's changes, and each field that they changed; what the user changed before stays. Raises `Misuse` for a
-    preset that there is not."""
+    """The recipe with a preset's changes in place of those of the one that it has, and each field that they changed; what the user changed
+    before stays. Raises `Misuse` for a preset that there is not."""
+    if name != recipe.preset:
+        recipe = _without_preset(recipe)
     if name == "none":
         return recipe, []
     if name not in PRESETS:
@@ -213,7 +213,7 @@ def _without_preset(recipe: Recipe) -> Recipe:
         alike = mine and theirs and mine.get("kind") == theirs.get("kind")  # else the user filled the slot otherwise
         if alike and not any(under(key, path) for path in users):
             mine[field] = theirs[field]
-    return Recipe.model_validate({**tree, "preset": "auto"})
+    return validated({**tree, "preset": "auto"})
 
 
 def _users(recipe: Recipe) -> list[str]:
