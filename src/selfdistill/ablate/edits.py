@@ -27,7 +27,8 @@ class Edit:
         terms = dict.fromkeys(path.split(".")[1] for path in values if path.startswith("terms."))
         each = dict.fromkeys(self.setting.replace("*", term) for term in terms)
         there = [setting for setting in each if any(under(setting.partition("=")[0], path) for path in values)]
-        return [re.sub("<(.+)>", lambda at: str(values.get(at[1], 1.0)), setting) for setting in there]
+        plain = 1.0  # the temperature of a loss of the user's own that has none
+        return [re.sub("<(.+)>", lambda at: str(values.get(at[1], plain)), setting) for setting in there]
 
 
 EDITS: dict[str, Edit] = {
