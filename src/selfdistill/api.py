@@ -121,7 +121,8 @@ def pretrain(
         console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
     asks = any(word.startswith("preset=") for word in asked)
     if base.preset in PRESETS and not asks and (other := preset_of(source.train)) != base.preset:
-        console.print(f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that")
+        own = f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that"
+        console.print(own, soft_wrap=True, highlight=False)
     for name in gone:
         by = f"preset {recipe.preset} has" if name in lacking(with_preset(base, recipe.preset)[0], [name]) else "the settings have"
         console.print(f"--without {name}: {by} taken it out already")
