@@ -82,5 +82,6 @@ def lacking(recipe: Recipe, names: Sequence[str]) -> list[str]:
 def without(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """The settings that take them out of a recipe that has them. Raises `Misuse` for an ingredient that is not there as well."""
     for name in lacking(recipe, names):
-        raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what})")
+        setting = EDITS[name].setting.replace("*", next(iter(recipe.terms)))
+        raise Misuse(f"--without {name}: {recipe.method} has none to take out ({EDITS[name].what}: {setting})")
     return settings_of(recipe, names)

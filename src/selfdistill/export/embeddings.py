@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.data.images import Images, Pixels, spread
+from selfdistill.data.images import Images, Pixels
 from selfdistill.data.loader import plain_batches
 from selfdistill.disk import check_place, whole_file
 from selfdistill.errors import Misuse, require
@@ -46,7 +46,6 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
     table = out.with_suffix(".csv")
     if ending == ".npy" and table.exists() and not out.exists():
         raise Misuse(f"--out {out}: {table}, which would come beside it, exists already and is not its own: name another file")
-    subject.check_finite(subject.features(spread(subject.source.train, 32)))
     total = len(subject.source.train) + len(subject.source.test or ())
     WRITERS[ending](out, embedded(subject, say), total, subject)
     return total
@@ -54,7 +53,7 @@ def embed(subject: Subject, out: Path, say: Callable[[str], None] = lambda sente
 
 @torch.inference_mode()
 def embedded(subject: Subject, say: Callable[[str], None]) -> Iterator[tuple[list[Row], Tensor]]:
-    """(rows, features [b, F]) of a batch of images after the other, the training images first."""
+    """(rows, features [b, F]) of a batch of images after the other, training ones first. Raises `Misuse` for a network that diverged."""
     start, recipe = 0, subject.recipe
     if subject.source.left_out:
         say(subject.source.left_out)
@@ -70,6 +69,8 @@ def embedded(subject: Subject, say: Callable[[str], None]) -> Iterator[tuple[lis
         at = 0
         for x in plain_batches(images, recipe.views, device_of(subject.backbone), recipe.workers, BATCH, report):
             h = subject.backbone(x).float().cpu()
+            if not h.isfinite().any():
+                subject.check_finite(h)
             h[[i - at for i in bad if at <= i < at + len(h)]] = torch.nan
             yield [_row(split, images, start, i) for i in range(at, at + len(h))], h
             at += len(h)

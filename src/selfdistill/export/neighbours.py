@@ -58,7 +58,6 @@ def neighbours(
     source, asked = subject.source, Source(image.name, Files([image]))
     check_place(sheet, "--sheet", [".png"], lambda path: asked.holds(path) or source.holds(path))
     query = subject.features(subject.on(asked).source.train)[0]
-    subject.check_finite(query)
     cosines, places = nearest_to(query, (h for _, h in embedded(subject, say)), k)
     found = [Found(_path(source, i), cosine) for i, cosine in zip(places.tolist(), cosines.tolist(), strict=True)]
     if sheet:
@@ -84,8 +83,6 @@ def duplicates(
     features = torch.cat([h for _, h in embedded(subject, say)])
     if len(features) < 2:
         raise Misuse(f"data={source.name}: one image is no pair")
-    readable = features[features.isfinite().all(1)]
-    subject.check_finite(features if not len(readable) else readable)
     chunks, count = [], 0
     for chunk in alike(features, threshold):
         count += len(chunk[0])
@@ -103,7 +100,7 @@ def duplicates(
     if sheet:
         places = [(i, c) for *both, c in rows[:18] for i in both]
         _draw(sheet, [(_picture(source, i), f"{c:.4f}\n{Path(_path(source, i)).name}") for i, c in places])
-    return Pairs(pairs, len(features), mean_cosine(readable))
+    return Pairs(pairs, len(features), mean_cosine(features[features.isfinite().all(1)]))
 
 
 def _at(source: Source, place: int) -> tuple[Images, int]:

@@ -156,7 +156,7 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     preset = preset_of(source.train) if asked.preset == "auto" else asked.preset
     # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.
     papers = base if preset == base.preset else with_preset(base, "none")[0]
-    before, changed = (base, []) if preset == base.preset else with_preset(base, preset)
+    before, changed = (base, []) if preset == base.preset else with_preset(papers, preset)
     recipe = before.edit([*changes, f"preset={preset}"])
     users = {path for path, _, _ in diff(before, recipe)}
     was = dict(leaves(papers))
@@ -244,7 +244,7 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
     """What a recipe does not come to in so few epochs of so many images, and what is not of the whole batch: a sentence each."""
     found = []
     steps = recipe.epochs * (images // recipe.batch_size)
-    teacher = recipe.teacher
+    teacher, micro = recipe.teacher, f"of micro-batches of {recipe.batch_size // recipe.accumulate} images"
     if isinstance(teacher, Snapshot) and teacher.every != "epoch" and teacher.every >= steps:
         found.append(f"teacher.every={teacher.every} and {steps} steps in all: the teacher stays what it was before the first")
     for name, term in recipe.terms.items():
@@ -252,17 +252,14 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
             found.append(f"terms.{name}.loss.queue_from={term.loss.queue_from:g} and epochs={recipe.epochs}: the queue is never used")
         compares = isinstance(term.loss, NTXent | Swapped) or isinstance(getattr(term.loss, "target", None), Sinkhorn)
         if recipe.accumulate > 1 and compares:
-            what, share = "negatives" if isinstance(term.loss, NTXent) else "codes", recipe.batch_size // recipe.accumulate
-            found.append(
-                f"accumulate={recipe.accumulate}: the {what} of terms.{name} are of micro-batches of {share} images, "
-                f"not of the batch of {recipe.batch_size}"
-            )
+            what = "negatives" if isinstance(term.loss, NTXent) else "codes"
+            found.append(f"accumulate={recipe.accumulate}: the {what} of terms.{name} are {micro}, not of the batch of {recipe.batch_size}")
     if recipe.accumulate > 1:
-        share, heads = recipe.batch_size // recipe.accumulate, (recipe.projector, recipe.patch_projector, recipe.predictor)
+        heads = (recipe.projector, recipe.patch_projector, recipe.predictor)
         if recipe.encoder.name in (*RESNETS, "resnet-small") or any(getattr(head, "bn", "none") != "none" for head in heads):
-            found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are of micro-batches of {share} images")
+            found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are {micro}")
         if isinstance(recipe.predictor, LeastSquares):
-            found.append(f"accumulate={recipe.accumulate}: the predictor is solved on micro-batches of {share} images")
+            found.append(f"accumulate={recipe.accumulate}: the predictor is solved on {micro.removeprefix('of ')}")
     for path, value in leaves(recipe):
         if path.endswith("warmup") and value >= recipe.epochs:
             of = path.removesuffix(".warmup")
