@@ -9,9 +9,9 @@ import selfdistill as sd
 
 @pytest.mark.parametrize("method", ["simsiam", "byol"])
 def test_learns_and_stays_healthy(method, tmp_path):
-    """A seventh of the preset's epochs. Over seeds 0 and 1 kNN is 0.94 to 0.97, at full length 0.97 to 0.98; random features are at
-    0.90 to 0.93."""
-    run = sd.pretrain(method, data="digits", epochs=15, out=tmp_path / "run")
+    """A third of the preset's epochs. Over seeds 0 to 3 in bf16 and fp32 SimSiam's kNN is 0.936 to 0.964, with fifteen epochs
+    0.914 to 0.956; random features are at 0.90 to 0.93."""
+    run = sd.pretrain(method, data="digits", epochs=20, out=tmp_path / "run")
     assert run.summary["verdict"] == "healthy"
     assert 0.75 <= run.summary["output_std"] <= 1.1
     assert run.summary["knn_top1"] > run.summary["knn_random_init"] + 0.02

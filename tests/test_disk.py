@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from selfdistill.disk import rows_of, taken, whole_folder
+from selfdistill.disk import merge, object_of, rows_of, taken, whole_folder
 from selfdistill.errors import Misuse
 
 
@@ -50,6 +50,22 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
     other.join()
     taken(tmp_path).release()
     taken(tmp_path).release()
+
+
+def put(file, name):
+    for i in range(20):
+        merge(file, {f"{name}{i}": i})
+
+
+def test_what_processes_put_into_one_file_is_all_there(tmp_path):
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=put, args=(tmp_path / "found.json", name)) for name in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert object_of(tmp_path / "found.json").keys() == {f"{name}{i}" for name in "ab" for i in range(20)}
 
 
 @pytest.mark.parametrize("line", ["5", "[]", '{"loss": 1.0}', '{"step": "x", "epoch": 1.0}', '{"step": 3, "ep'])

@@ -91,6 +91,21 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         flushed(part, content)
 
 
+def merge(path: Path, entries: dict[str, Any]) -> None:
+    """`entries` put into the object of a JSON file, one process at a time. Raises as `object_of` and `write_whole` do."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire()
+    except NotImplementedError:  # a disk that knows no locks
+        pass
+    except OSError as e:
+        raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e
+    try:
+        write_whole(path, json.dumps({**object_of(path), **entries}, indent=2) + "\n")
+    finally:
+        lock.release()
+
+
 def flushed(path: Path, content: str | bytes | memoryview) -> None:
     """Written and on the disk: what is renamed after it survives a power cut."""
     with path.open("wb") as f:

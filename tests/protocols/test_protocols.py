@@ -311,7 +311,7 @@ def test_what_was_measured_before_a_mistake_or_a_full_disk_is_said(say, run, mon
     def full(*args):
         raise Failure("evaluation.json: cannot be written")
 
-    monkeypatch.setattr(protocols, "write_whole", full)
+    monkeypatch.setattr(protocols, "merge", full)
     code, out, err = say(run.path, "--protocol", "retrieval")
     assert (code, "cannot be written" in err, "mAP" in out) == (1, True, True)
 

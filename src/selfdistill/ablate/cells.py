@@ -32,7 +32,7 @@ from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
 from selfdistill.data.sources import open_source
-from selfdistill.disk import object_of, write_whole
+from selfdistill.disk import merge, object_of, write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.train import faults, loop
@@ -213,7 +213,7 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
         probes = [row for row in run.metrics if row.get("verdict") and row.get("knn_teacher") is not None]
         found["teacher_ahead"] = fmean(row["knn_teacher"] - row["knn_student"] for row in probes) if probes else None
     if found:
-        write_whole(run.path / "summary.json", json.dumps(run.summary | found, indent=2) + "\n")
+        merge(run.path / "summary.json", found)
 
 
 def _why(c: Cell, code: int) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from selfdistill.disk import object_of, write_whole
+from selfdistill.disk import merge
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
@@ -96,10 +94,6 @@ def kept(subject: Subject, name: str, found: dict[str, Any]) -> None:
     folder = subject.folder
     if folder is None:
         return
-    _merge(folder / EVALUATION, {f"{name}@{subject.other}" if subject.other else name: found})
+    merge(folder / EVALUATION, {f"{name}@{subject.other}" if subject.other else name: found})
     if name == "linear" and not subject.other and (folder / "summary.json").exists():
-        _merge(folder / "summary.json", {"linear_top1": found["results"]["top1"]})
-
-
-def _merge(file: Path, entries: dict[str, Any]) -> None:
-    write_whole(file, json.dumps({**object_of(file), **entries}, indent=2) + "\n")
+        merge(folder / "summary.json", {"linear_top1": found["results"]["top1"]})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from selfdistill.disk import object_of, rows_of, write_whole
+from selfdistill.disk import merge, object_of, rows_of, write_whole
 from selfdistill.errors import Failure, require
 from selfdistill.recipe import Recipe, leaves
 
@@ -160,4 +159,4 @@ def _remembered(folder: Path) -> dict[str, Any]:
 
 
 def _remember(folder: Path, logger: str, name: str) -> None:
-    write_whole(folder / "loggers.json", json.dumps({**_remembered(folder), logger: name}) + "\n")
+    merge(folder / "loggers.json", {logger: name})
