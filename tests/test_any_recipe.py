@@ -11,6 +11,7 @@ import selfdistill as sd
 from selfdistill.api import recipe_of, shown
 from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
+from selfdistill.protocols import protocols_of
 from selfdistill.recipe import Recipe, leaves
 from selfdistill.settings import yaml_from, yaml_of
 from selfdistill.train.resolve import with_preset
@@ -190,9 +191,9 @@ def test_a_yaml_of_no_known_method_leaves_nothing_out(tmp_path):
     assert recipe_of(path) == METHODS["byol"].model_copy(update={"method": "mine"})
 
 
-@pytest.mark.parametrize("number", ["1e-3", "1.5e3", "2E+4", ".5e-1", "0.001", "3"])
+@pytest.mark.parametrize("number", ["1e-3", "1.5e3", "2E+4", ".5e-1", "0.001", "3", "010", "1_0"])
 def test_a_number_in_yaml_is_what_it_is_on_the_command_line(tmp_path, number):
-    """PyYAML's own rules, of YAML 1.1, take 1e-3 for a word."""
+    """PyYAML's own rules, of YAML 1.1, take 1e-3 for a word and 010 for 8."""
     (tmp_path / "mine.yaml").write_text(f"method: byol\nlr: {number}\nencoder: {{options: {{rate: {number}}}}}\n")
     mine = recipe_of(tmp_path / "mine.yaml")
     assert mine == METHODS["byol"].edit([f"lr={number}", f"encoder.options={{rate: {number}}}"])
@@ -253,3 +254,21 @@ def test_python_values_are_settings(tiny_source, tmp_path):
     assert recipe.encoder.options == {"widths": [8, 16]}
     assert (recipe.views.mean, recipe.views.std) == ((0.25,), (0.5,))
     assert recipe.predictor is None
+
+
+def test_a_path_is_taken_as_it_is_written(tmp_path):
+    (tmp_path / "mine.yaml").write_text('method: byol\ninit_from: "runs/try #2: 010"\n')
+    for found in (recipe_of(tmp_path / "mine.yaml"), METHODS["byol"].edit(["init_from=runs/try #2: 010"])):
+        assert found.init_from == "runs/try #2: 010"
+    assert METHODS["byol"].edit(["init_from=a", "init_from=none"]).init_from is None
+    assert protocols_of(["dense"], ["dense.data=set #2"])["dense"].data == "set #2"
+
+
+def test_a_term_is_taken_out_by_none():
+    assert list(METHODS["ibot"].edit(["views.masks=none", "terms.patches=none"]).terms) == ["views"]
+    with pytest.raises(sd.Misuse, match=r"terms\.patches=none"):
+        METHODS["ibot"].edit(["views.masks=none"])
+    with pytest.raises(sd.Misuse, match=r"terms: .* at least 1"):
+        METHODS["byol"].edit(["terms.views=none"])
+    with pytest.raises(sd.Misuse, match=r"terms\.views=false: terms is a value"):
+        METHODS["byol"].edit(["terms=2", "terms.views=false"])

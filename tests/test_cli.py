@@ -1,5 +1,7 @@
 """The command line as a user meets it: what it prints, and how it says no."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch.distributed as dist
@@ -314,3 +316,38 @@ def test_local_crops_and_masks_of_a_folder(run, photos):
     code, out, err = run("pretrain", "ibot", f"data={photos}", *vit, *head, *short, "--out", "run")
     assert code == 0, err
     assert "run folder: run" in out
+
+
+def test_a_run_or_a_recipe_may_have_an_equals_sign_in_its_path(command, tmp_path):
+    assert command("pretrain", "simsiam", "data=digits", *FAST, "--out", "lr=0.1")[0] == 0
+    (tmp_path / "tau=0.yaml").write_text("method: byol\n")
+    for words in ("show tau=0.yaml", "ablate lr=0.1 --plan", "evaluate lr=0.1/checkpoints/last.ckpt", "diagnose lr=0.1"):
+        assert command(*words.split())[0] == 0, words
+    assert "data=nowhere" in command("pretrain", "tau=0.yaml", "data=nowhere")[2]
+
+
+def test_what_is_left_out_is_said_where_it_is_measured(command, photos):
+    small = ["views.size=16", "encoder=resnet-small", "encoder.options={widths: [4]}", "workers=0", "batch_size=8"]
+    code, _, err = command("em", f"data={photos}", *small, "--rounds", 1, "--steps", 1, "--augmentations", 1)
+    assert (code, "bad files are left out" in err) == (0, True)
+    for kind in ("a", "b"):
+        shutil.copytree(photos, photos.parent / "of" / kind)
+    code, out, _ = command("evaluate", "random-init", f"data={photos.parent / 'of'}", *small)
+    assert (code, "bad files are left out" in out) == (0, True)
+
+
+@pytest.mark.parametrize("word", ["data=~nobody-of-that-name/x", "init_from=~nobody-of-that-name/x"])
+def test_an_unknown_home_is_a_folder_that_is_not_there(command, word):
+    code, _, err = command("pretrain", "simsiam", "data=digits", word)
+    assert (code, "~nobody-of-that-name" in err) == (2, True)
+
+
+def test_a_run_folder_is_named_in_utf8(command):
+    code, _, err = command("pretrain", "simsiam", "data=digits", *FAST, "--out", "b\udcff")
+    assert (code, "no name in UTF-8" in err) == (2, True)
+
+
+def test_a_table_for_a_pipe_is_whole(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = command("evaluate", *["raw-pixels"] * 8, "data=digits")
+    assert (code, out.count("0.9750"), "…" in out) == (0, 8, False)

@@ -1,11 +1,14 @@
 """What is written is whole or not there, and nothing else is touched."""
 
 import multiprocessing
+import os
 
 import pytest
 
-from selfdistill.disk import merge, object_of, rows_of, taken, whole_folder
+from selfdistill.disk import merge, object_of, rows_of, taken, whole_folder, write_whole
 from selfdistill.errors import Misuse
+from selfdistill.methods import METHODS
+from selfdistill.train.run import make_folder
 
 
 def fail(out, meanwhile=None):
@@ -73,3 +76,34 @@ def test_what_is_no_line_of_a_log_ends_it(tmp_path, line):
     whole = '{"step": 1, "epoch": 0.5, "loss": null}'
     (tmp_path / "log").write_text("\n".join([whole, line, whole]))
     assert rows_of(tmp_path / "log") == [{"step": 1, "epoch": 0.5, "loss": None}]
+
+
+def make(folder, both, made):
+    os.chdir(folder)
+    for _ in range(10):
+        both.wait(60)
+        made.put(str(make_folder(None, "run", METHODS["simsiam"])))
+
+
+def test_processes_that_start_together_have_a_run_folder_each(tmp_path):
+    context = multiprocessing.get_context("fork")
+    both, made = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=make, args=(tmp_path, both, made)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    names = [made.get(timeout=60) for _ in range(20)]
+    for process in processes:
+        process.join()
+    assert sorted(names) == sorted(f"runs/run-{n}" for n in range(1, 21))
+    assert all((tmp_path / name / "recipe.yaml").exists() for name in names)
+
+
+def test_a_half_of_another_process_stays_and_one_of_a_dead_process_goes(tmp_path):
+    context = multiprocessing.get_context("fork")
+    dead = context.Process(target=int)
+    dead.start()
+    dead.join()
+    for pid in (dead.pid, os.getppid()):
+        (tmp_path / f".a.npy.{pid}.part").touch()
+    write_whole(tmp_path / "a.npy", b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".a.npy.{os.getppid()}.part", "a.npy"]

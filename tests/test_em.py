@@ -148,3 +148,9 @@ def test_the_user_chooses_recipe_and_clusters(rounds):
     assert still[0][1].e_step == rounds[0][1].e_step
     assert len({r[1].m_step for r in still}) == 1
     assert math.isclose(still[0][1].e_step, still[-1][1].m_step)
+
+
+@pytest.mark.parametrize("name", ["rounds", "steps", "augmentations"])
+def test_nothing_is_no_number_of_steps(name):
+    with pytest.raises(sd.Misuse, match=f"{name}=0: one at least"):
+        list(sd.alternate("data=digits", **{name: 0}))

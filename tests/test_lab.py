@@ -313,6 +313,17 @@ def test_a_table_of_other_settings_does_not_replace_the_first(job, tmp_path):
     assert "data=elsewhere" in second.read_text()
 
 
+def test_a_table_of_another_recipe_or_of_fewer_seeds_does_not_replace_the_first(job, tmp_path):
+    results.write(job, tmp_path)
+    first = (tmp_path / "simsiam-ablation-tiny.md").read_text()
+    other = METHODS["simsiam"].edit(["lr.base=0.3"])
+    fewer = {(name, seed): c for (name, seed), c in job.cells.items() if seed == 0}
+    for made in (job._replace(table=job.table.model_copy(update={"base": other})), job._replace(cells=fewer)):
+        results.write(made, tmp_path)
+    assert (tmp_path / "simsiam-ablation-tiny.md").read_text() == first
+    assert len(list(tmp_path.glob("simsiam-ablation-tiny-*.md"))) == 2
+
+
 def test_a_spread_is_of_the_seeds_that_have_a_value(job):
     record = results.record(job)
     record["rows"]["as-it-is"] |= {"of": {"knn": 1, "linear": 2}, "mean": {"knn": 0.9, "linear": 0.8}, "sd": {"knn": 0.0, "linear": 0.1}}

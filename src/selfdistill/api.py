@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from selfdistill.ablate.edits import check, lacking, settings_of
 from selfdistill.ablate.edits import without as edits
 from selfdistill.ablate.em import alternate
-from selfdistill.data.embeddings import FORMATS, read_embeddings, read_labels
+from selfdistill.data.embeddings import FORMATS, embeddings_of, read_embeddings
 from selfdistill.data.images import Source
 from selfdistill.data.sources import Data, given
 from selfdistill.errors import Failure, Misuse
@@ -158,15 +157,13 @@ def diagnosis_of(
     takes; of that the settings, "key=value", data= among them. labels: of embeddings [N]. pretrained: timm:NAME's weights instead of
     random ones. augmentations: of each image, for a run's predictor.
     """
-    if isinstance(what, np.ndarray):
-        what = torch.from_numpy(what)
-    name, asked = "a tensor" if isinstance(what, Tensor) else str(what.path if isinstance(what, Run) else what), list(settings)
+    name, asked = "an array" if isinstance(what, Tensor | np.ndarray) else str(what.path if isinstance(what, Run) else what), list(settings)
     if pretrained and not name.startswith(TIMM):
         raise Misuse(f"--pretrained: goes with timm:NAME alone; {name} is as it is")
     if settings and is_run(name):
         raise Misuse(f"{settings[0]}: goes with {OTHERS}; {name} is as it is")
-    if isinstance(what, Tensor):
-        return diagnosis.of_embeddings(what.detach().cpu(), None if labels is None else read_labels(labels, len(what)))
+    if isinstance(what, Tensor | np.ndarray):
+        return diagnosis.of_embeddings(*embeddings_of(what, labels))
     if not isinstance(what, Run) and Path(what).suffix in FORMATS:
         return diagnosis.of_embeddings(*read_embeddings(Path(what), labels))
     if labels is not None:
@@ -266,6 +263,7 @@ def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str],
         raise Misuse("--resume continues a run folder: name it with --out")
     run = Run(Path(out), module, source)
     gone = lacking(run.recipe, without)
+    asked = [word for word in asked if word not in ("precision=auto", "compile=auto", "preset=auto")]  # it has what they became
     recipe = run.recipe.edit([*asked, *settings_of(run.recipe, [name for name in without if name not in gone])])
     for path, was, now in diff(run.recipe, recipe):
         if not any(under(free, path) for free in FREE):

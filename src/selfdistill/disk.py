@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,29 @@ from selfdistill.errors import Failure, Misuse
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A place beside `path`, where nothing is, for a file or a folder that becomes `path` when all went well and is gone when not."""
-    part = path.with_name(f".{path.name}.part")
+    """A place beside `path`, where nothing is, for a file or a folder that becomes `path` when all went well and is gone when not. It is
+    this process's own; what one that was killed has left there goes."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.part"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not _runs(int(pid)):
+            remove(left)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     remove(part)
     try:
         yield part
         os.replace(part, path)
     finally:
         remove(part)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def check_place(path: Path | None, option: str, endings: Sequence[str] = (), read: Callable[[Path], bool] = lambda path: False) -> None:
@@ -54,17 +70,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """`beside` for a new folder, empty, and for the folders above it. Raises `Misuse` where `out` exists or cannot be made."""
+def whole_folder(out: Path, option: str = "--out") -> Iterator[Path]:
+    """`beside` for a new folder, empty, and for the folders above it. option: the user's word for it. Raises `Misuse` where `out` exists
+    or cannot be made."""
     if os.path.lexists(out):
-        raise Misuse(f"--out {out}: exists already: name another folder")
+        raise Misuse(f"{option} {out}: exists already: name another folder")
     made = [p for p in out.absolute().parents if not p.exists()]
     try:
         with beside(out) as part:
             try:
                 part.mkdir(parents=True)
             except OSError as e:
-                raise Misuse(f"--out {out}: cannot be written ({e.strerror}): name another folder") from e
+                raise Misuse(f"{option} {out}: cannot be written ({e.strerror}): name another folder") from e
             yield part
     except BaseException:
         for folder in made:

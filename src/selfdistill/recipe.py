@@ -60,7 +60,7 @@ class Recipe(Spec):
     """what the student is asked to predict"""
     stop_gradient: bool = True
     """no gradient into the targets"""
-    terms: dict[str, Term] = {"views": Term()}
+    terms: dict[str, Term] = Field({"views": Term()}, min_length=1)
     """the loss, a sum of terms"""
     bn_joint: bool = False
     """BatchNorm sees views together, the encoder's those of one size and the head's all (DINO), or each alone (SimSiam, BYOL)"""
@@ -98,7 +98,7 @@ class Recipe(Spec):
     """training images that keep their label, a number or a share of those that have one, drawn by seed, as many of each class as of any
     other that has so many; none: labels are not trained on (probes look at them all the same)"""
     labelled_share: float = Field(0.25, gt=0, le=1)
-    """of a batch, where there are labels to train on"""
+    """of a batch, where there are labels to train on; the others are there without a label, should they have one"""
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip a file that is no image and list it, or stop at the first"""
     max_bad_steps: int = Field(10, ge=0)
@@ -132,9 +132,11 @@ class Recipe(Spec):
             )
         for name, term in self.terms.items():
             if term.on == "patch" and self.views.masks is None:
-                raise ValueError(f"terms.{name} compares masked patches, and views.masks=none: give views.masks, or take the term out")
+                without = f"give views.masks, or take the term out: terms.{name}=none"
+                raise ValueError(f"terms.{name} compares masked patches, and views.masks=none: {without}")
             if term.on == "patch" and self.teacher.kind == "expectation":
-                raise ValueError(f"terms.{name} compares masked patches, of which teacher=expectation remembers nothing: take the term out")
+                without = f"take the term out: terms.{name}=none"
+                raise ValueError(f"terms.{name} compares masked patches, of which teacher=expectation remembers nothing: {without}")
         if self.patch_projector and self.patch_projector.out != (self.projector.out if self.projector else None):
             raise ValueError(
                 f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}"

@@ -32,8 +32,16 @@ class _Dumper(yaml.SafeDumper):
     """Quotes words that `_Loader` would read as numbers."""
 
 
-for side in (_Loader, _Dumper):  # as YAML 1.2 and Python have it: in 1.1, PyYAML's, 1e-3 and 1.5e3 are words
-    side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+NUMBERS = {  # as YAML 1.2 and Python have them: in 1.1, PyYAML's, 1e-3 is a word, 010 is 8 and 1:30 is 90
+    "tag:yaml.org,2002:int": r"[-+]?\d[\d_]*$",
+    "tag:yaml.org,2002:float": r"[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$",
+}
+for side in (_Loader, _Dumper):
+    old = side.yaml_implicit_resolvers.items()
+    side.yaml_implicit_resolvers = {first: [known for known in of if known[0] not in NUMBERS] for first, of in old}
+    for tag, pattern in NUMBERS.items():
+        side.add_implicit_resolver(tag, re.compile(pattern), list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def yaml_from(tree: Any) -> str:
@@ -89,14 +97,17 @@ def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -
         return _parsed(annotation, node, value, key)
     name, rest = names[0], names[1:]
     here = key.removesuffix("." + ".".join(names)) if key != ".".join(names) else "a recipe"
-    if typing.get_origin(annotation) is dict:
+    of_names, specs = typing.get_origin(annotation) is dict, specs_of(annotation)
+    if not (of_names or specs) or not (node is None or isinstance(node, dict)):
+        raise Misuse(f"{key}={value}: {here} is a value and has no field {name}")
+    if of_names:
+        node = node or {}
         of = typing.get_args(annotation)[1]
+        if specs_of(of) and not rest and value == "none":  # a term is taken out
+            return {other: was for other, was in node.items() if other != name}
         if of is not Any and name not in node:
             raise Misuse(f"{key}={value}: {here} has no {name}, only {', '.join(node)}.{did_you_mean(name, node)}")
         return {**node, name: edited(of, node.get(name), rest, value, key)}
-    specs = specs_of(annotation)
-    if not specs:
-        raise Misuse(f"{key}={value}: {here} is a value and has no field {name}")
     if names == ["kind"] and any(map(kind_of, specs)):  # teacher.kind=snapshot: another spec, with other fields, is teacher=snapshot
         return node if node and node["kind"] == value else _parsed(annotation, node, value, here)
     if node is None:
@@ -121,6 +132,8 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
         return value
     if value == "none" and type(None) in options:
         return None
+    if value and {*options} == {str, type(None)}:  # a path: "#" and ":" are of it
+        return value
     for cls in specs:
         if value and value == kind_of(cls):
             return cls().model_dump()

@@ -101,6 +101,13 @@ def test_each_batch_has_its_share_of_labelled_images_and_all_come_in_turn():
     assert sorted(seen.count(int(i)) for i in labelled) == [4, 5, 5, 5, 5]  # of 24 places
 
 
+@pytest.mark.parametrize("labels", ["1.0", "0.5", "3"])
+def test_the_share_of_a_batch_that_trains_on_labels_is_the_recipes(labels):
+    recipe = SEMI.edit(["labelled_share=0.25", f"labels={labels}"])
+    for views in training_views(images(), recipe, 0, torch.device("cpu"), print):
+        assert int((views.labels >= 0).sum()) == 2  # of 8: whatever share of all images has a label
+
+
 def test_a_labelled_image_is_cropped_anew_each_time_it_comes():
     """Few images fill many places of an epoch: by the epoch alone they would be the same crop each time."""
     recipe = SEMI.edit(["labelled_share=0.5", "epochs=5", "labels=3"])
@@ -155,8 +162,9 @@ def test_a_containers_quota_and_the_processes_beside_count(monkeypatch, tmp_path
 def test_views_carry_the_visible_labels_only():
     views = next(training_views(images(), SEMI, 0, torch.device("cpu"), print))
     visible = visible_labels(images(), SEMI)
-    assert torch.equal(views.labels, visible[views.ids])
-    assert (views.labels >= 0).sum() >= 2
+    told = views.labels >= 0
+    assert torch.equal(views.labels[told], visible[views.ids][told])
+    assert told.sum() == 2
     assert next(training_views(images(), RECIPE, 0, torch.device("cpu"), print)).labels is None
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -340,3 +341,45 @@ def test_a_table_that_is_none_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Failure, match="cannot be loaded"):
         open_source(f"hf:{tmp_path / 'empty'}")
+
+
+def test_what_is_no_jpeg_is_left_out_of_a_pack_by_name(tmp_path):
+    photos = folder(tmp_path / "photos")
+    Image.new("RGB", (80_000, 300)).save(photos / "cat" / "wide.png")
+    (photos / "dog" / "broken.png").touch()
+    said = []
+    assert pack(str(photos), tmp_path / "packed", report=said.append) == 24
+    assert sorted(re.findall(r"left out: .*?(\w+)\.png", " ".join(said))) == ["broken", "wide"]
+    with pytest.raises(Misuse, match=r"OUT .*: exists already"):
+        pack(str(photos), tmp_path / "packed")
+
+
+def test_shards_that_are_named_and_not_there_are_refused(tmp_path):
+    (tmp_path / "s[1]").mkdir()
+    for n in (0, 1, 3):
+        write(tmp_path / "s[1]" / f"train-{n}.tar", {f"{i}.jpg": jpeg(i) for i in range(3)})
+    with pytest.raises(Misuse, match=r"1 of 4 are not there, the first: .*train-2\.tar"):
+        open_source(str(tmp_path / "s[1]" / "train-{0..3}.tar"))
+    for name in ("train-{0..1}.tar", "train-[01].tar"):
+        assert len(open_source(str(tmp_path / "s[1]" / name)).train) == 6
+    assert len(open_source(str(tmp_path / "s[1]" / "train-*.tar")).train) == 9
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "classes"),
+    [
+        ([1.0, None, 3.0, 1.0] * 6, [0, -1, 1, 0], ("1", "3")),  # as pandas has integers of which one is missing
+        ([True, False, True, True] * 6, [1, 0, 1, 1], ("False", "True")),
+        (pa.array([2, 1, 2, 2] * 6, pa.uint8()), [1, 0, 1, 1], ("1", "2")),
+        ([0.5, 0.1, 0.2, 0.9] * 6, None, ()),  # a quantity
+    ],
+)
+def test_a_column_called_label_may_be_of_any_plain_type(tmp_path, column, labels, classes):
+    pq.write_table(pa.table({"image": [jpeg(i) for i in range(24)], "label": column}), tmp_path / "a.parquet")
+    source = open_source(f"hf:{tmp_path / 'a.parquet'}")
+    assert source.train.classes == classes
+    if labels is None:
+        assert "holds whole numbers or words" in source.notes[0]
+    else:
+        everything = sorted([*source.train.labels.tolist(), *source.test.labels.tolist()])
+        assert everything == sorted(labels * 6)

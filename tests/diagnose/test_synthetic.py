@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -147,5 +148,20 @@ def test_two_points_are_a_collapse_whatever_noise_adds_to_the_rank(d):
 
 
 def test_one_image_is_refused():
-    with pytest.raises(Misuse, match=r"shape \[1, 8\].*2 at least"):
+    with pytest.raises(Misuse, match=r"\[1, 8\] are no embeddings.*two each at least"):
         sd.diagnosis_of(torch.ones(1, 8))
+
+
+def test_an_array_is_judged_as_its_file_is(tmp_path):
+    z = normal(0, 200, 32).numpy()
+    holes = z.copy()
+    holes[3] = np.nan  # an image that could not be read
+    np.save(tmp_path / "z.npy", holes)
+    for of in (tmp_path / "z.npy", holes):
+        with pytest.warns(UserWarning, match="1 of 200 rows are NaN"):
+            assert sd.diagnosis_of(of).verdict == "healthy"
+    for same in (z[::-1], z.astype(">f4"), (100 * z).astype(np.int16), torch.from_numpy(z).bfloat16()):
+        assert sd.diagnosis_of(same, labels=[0, 1] * 100).verdict == "healthy"
+    for other in (z > 0, z.astype(str), z.astype(object), torch.from_numpy(z) > 0):
+        with pytest.raises(Misuse, match="are no embeddings"):
+            sd.diagnosis_of(other)

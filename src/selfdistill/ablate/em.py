@@ -15,6 +15,7 @@ parameters given the latents. The lecture swaps them: it calls the centres and t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,9 +70,14 @@ def alternate(
             raise Misuse(f"{word}: without BatchNorm at its output the objective falls by shrinking")
         if any(under(part, word.partition("=")[0]) for part in NO_PART) and word not in ALTERNATION:
             raise Misuse(f"{word}: the alternation has no such part: its target is E_T[F(T(x))], and its loss the squared distance to it")
+    for name, value in {"rounds": rounds, "steps": steps, "augmentations": augmentations}.items():
+        if value < 1:
+            raise Misuse(f"{name}={value}: one at least")
     recipe, source, _ = resolve(METHODS["simsiam"], changes)
     recipe = recipe.edit([*ALTERNATION, *changes])
     pixels = in_memory(spread(source.train, images), recipe.views, recipe.workers)
+    if source.left_out:
+        warnings.warn(source.left_out, stacklevel=2)
     centres = (len(pixels.classes) or 10) if clusters is None else clusters
     return zip(
         kmeans(pixels.pixels.flatten(1).float() / 255, centres, rounds, recipe.seed),

@@ -52,6 +52,7 @@ def record(job: Job) -> dict[str, Any]:
         "scale": job.scale,
         "command": job.command,
         "settings": list(job.settings),
+        "base": job.table.base and hashlib.sha256(job.table.base.model_dump_json().encode()).hexdigest()[:12],
         "seeds": 1 + max(seed for _, seed in job.cells),
         "versions": versions(),
         "made": f"{date.today()}, {machine()}, PyTorch {versions()['torch']}",
@@ -148,15 +149,16 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _stem(found: dict[str, Any], folder: Path) -> str:
-    """TABLE-SCALE, and more where that is there already, of other settings or of other rows."""
+    """TABLE-SCALE, and more where that is there already: of other settings, of another recipe, of other rows, or of more seeds."""
     stem = f"{found['table']}-{found['scale']}"
-    made = [found["settings"], list(found["rows"])]
+    made = [found["settings"], found["base"], list(found["rows"])]
     there: dict[str, Any] = {}
     with suppress(Misuse):  # a damaged one is replaced
         there = object_of(folder / f"{stem}.json")
-    if not there or [there.get("settings"), list(there.get("rows", []))] == made:
+    same = [there.get("settings"), there.get("base"), list(there.get("rows", []))] == made
+    if not there or (same and there.get("seeds", 1) <= found["seeds"]):
         return stem
-    return f"{stem}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:6]}"
+    return f"{stem}-{hashlib.sha256(json.dumps([*made, found['seeds']]).encode()).hexdigest()[:6]}"
 
 
 def claims_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ A module holds the commands of one purpose; importing it registers them, in the 
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 
@@ -19,6 +20,8 @@ app.info.help = __doc__.splitlines()[0]
 
 def main() -> None:
     """Exit codes: 0, 1 for a failure, 2 for misuse, 128 + the signal's number when one ended the run after saving it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
     warnings.formatwarning = lambda message, *args, **kwargs: f"{message}\n"  # to a user, who has no use for our line of code
     try:
         app()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 F = TypeVar("F", bound=Callable[..., Any])
 Use = Annotated[
@@ -46,6 +47,16 @@ app = App(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=F
 console = Console(markup=False, emoji=False)  # names of files may have brackets and colons
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any field of the recipe, e.g. epochs=20")]
+
+
+def print_table(table: Table) -> None:
+    """Prints it; whole where there is no terminal, whose width it must keep to: a number cut short is lost."""
+    (console if console.is_terminal else Console(width=10_000, markup=False, emoji=False)).print(table)
+
+
+def is_setting(word: str) -> bool:
+    """Whether it is key=value, and not a run or a recipe at a path with "="."""
+    return "=" in word and not Path(word).exists()
 
 
 def said(e: BaseException, code: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from selfdistill.cli.app import Settings, app, console
+from selfdistill.cli.app import Settings, app, console, print_table
 
 if TYPE_CHECKING:
     from selfdistill.api import Recipe
@@ -26,7 +26,7 @@ def methods() -> None:
     table.columns[0].no_wrap = True
     for name, filled in rows.items():
         table.add_row(name, *filled.values())
-    console.print(table)
+    print_table(table)
 
 
 def slots(r: Recipe) -> dict[str, str]:

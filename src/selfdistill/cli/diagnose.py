@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from selfdistill.cli.app import Settings, app, console
+from selfdistill.cli.app import Settings, app, console, print_table
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -35,7 +35,7 @@ def diagnose(
         if any(value is not None for value in values):
             table.add_row(name, *("" if v is None else f"{v:.4g}" for v in values), READING[name])
     if table.row_count:  # none of a run that diverged before its first probe
-        console.print(table)
+        print_table(table)
     if found.since:
         console.print(f"since epoch {found.since['epoch']:g}, step {found.since['step']}", highlight=False)
     console.print(found.because, soft_wrap=True)

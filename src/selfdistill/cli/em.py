@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from selfdistill.cli.app import Settings, app, console
+from selfdistill.cli.app import Settings, app, console, print_table
 from selfdistill.errors import Failure
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
@@ -38,7 +38,7 @@ def em(
     for kmeans, simsiam in pairs:
         table.add_row(str(table.row_count + 1), *(f"{value:.4g}" for value in (*kmeans[:2], *simsiam)))
         found.append((kmeans, simsiam))
-    console.print(table)
+    print_table(table)
     for name, of in zip(("k-means", "SimSiam"), zip(*found, strict=True), strict=True):
         values = [value for r in of for value in r[:2]]
         if not all(map(math.isfinite, values)):

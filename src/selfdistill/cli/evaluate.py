@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from selfdistill.cli.app import app, console
+from selfdistill.cli.app import app, console, is_setting, print_table
 from selfdistill.errors import Misuse
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
@@ -39,25 +39,27 @@ def evaluate(
     from selfdistill.train.run import EVALUATION
     from selfdistill.train.subject import subject_on
 
-    names = [word for word in what if "=" not in word or Path(word).is_dir()]
-    settings = [word for word in what if word not in names]
+    settings = [word for word in what if is_setting(word)]
+    names = [word for word in what if not is_setting(word)]
     if not names:
         raise Misuse("evaluate what? Name a run folder, or raw-pixels, random-init, timm:NAME or a file of weights with data=...")
     own = [s for s in settings if is_protocol_setting(s)]
     own += [f"knn.{key}={value}" for key, value in (("ks", None if k is None else [k]), ("temperature", temperature)) if value is not None]
     protocols = protocols_of(map(str.strip, protocol.split(",")), own)
     subjects = [subject_on(name, [s for s in settings if s not in own], to) for name in names]
+    for said in dict.fromkeys(subject.source.left_out for subject in subjects if subject.source.left_out):
+        console.print(said, soft_wrap=True, highlight=False)
     found: list[dict[str, Any]] = []
     try:
         for subject in subjects:
             found.append({})
             for name, how in protocols.items():
-                with console.status(f"{subject.name}: {name}"):
+                with console.status(Text(f"{subject.name}: {name}")):
                     found[-1][name] = measured(subject, how)
                 kept(subject, name, found[-1][name])
     finally:  # what was found before a protocol was refused or a disk failed is found
         if any(found):
-            console.print(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects)))
+            print_table(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects)))
     for subject in subjects:
         if subject.folder:
             console.print(f"written to {subject.folder / EVALUATION}", soft_wrap=True, highlight=False)
@@ -69,7 +71,8 @@ def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table
 
     found = [one for one in found if one]
     data = dict.fromkeys(of["data"] for one in found for of in one.values())
-    table = Table("protocol", "measure", *names[: len(found)], title=f"data={', '.join(data)}", title_justify="left")
+    of_each_name = (Column(name, overflow="fold") for name in names[: len(found)])
+    table = Table("protocol", "measure", *of_each_name, title=f"data={', '.join(data)}", title_justify="left")
     spread = spread and len(found) > 1
     if spread:
         table.add_column("mean ± std")

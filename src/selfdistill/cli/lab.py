@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from selfdistill.cli.app import Settings, app, console, said
+from selfdistill.cli.app import Settings, app, console, is_setting, print_table, said
 from selfdistill.errors import Failure, Misuse
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def ablate(
         table = Table(Column("edit", no_wrap=True), Column("setting", overflow="fold"), "what it means", "who did it")
         for name, edit in EDITS.items():
             table.add_row(name, edit.setting, edit.what, edit.source)
-        console.print(table)
+        print_table(table)
         return
-    if method is None or "=" in method:
+    if method is None or is_setting(method):
         raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill ablate simsiam data=digits")
     base = api.recipe_of(method)
     recipe, source, _ = resolve(base, settings or [])
@@ -147,7 +147,7 @@ def _show_plan(job_list: list[Job]) -> None:
         left = j.seconds
         folders = {c.folder for c in j.cells.values()}
         table.add_row(j.table.id, str(len(j.rows)), str(len(folders)), str(len(folders) - len(left)), f"{sum(left.values()) / 60:.1f}")
-    console.print(table)
+    print_table(table)
     if len(job_list) > 1:
         console.print("Tables share runs: the whole is less than their sum.")
 
@@ -159,7 +159,7 @@ def _show(record: dict[str, Any]) -> None:
     table = Table(Column("row", min_width=19), *header[1:], title=f"{record['table']}: {record['says']} ({record['source']})")
     for line in lines:
         table.add_row(*line)
-    console.print(table)
+    print_table(table)
     if record["claims"] and record["seeds"] == 1:
         console.print("One seed has no spread: the sign decides. --seeds 3 tests the claims.")
     for claim in record["claims"]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfdistill import own
-from selfdistill.cli.app import Settings, app, console, said
+from selfdistill.cli.app import Settings, app, console, is_setting, said
 from selfdistill.errors import Misuse
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def pretrain(
     from selfdistill.train.faults import Stopped
 
     settings = settings or []
-    if method and "=" in method:
+    if method and is_setting(method):
         settings, method = [method, *settings], None
     if config and resume:
         raise Misuse(f"--config {config} with --resume: a run goes on with its own recipe; leave one out")

@@ -23,26 +23,36 @@ NO_DIMENSIONS = re.compile(r"id|index|__index_level_\d+__|split|path", re.IGNORE
 
 
 def read_embeddings(path: Path, labels: str | Path | Tensor | np.ndarray[Any, Any] | None = None) -> tuple[Tensor, Tensor | None]:
-    """(float [N, D], int64 [N] in 0..C-1 or None) of `path`, .npy or .parquet; a column of `LABELS`, or `labels` (`read_labels`). Rows of
-    NaN alone, of images that could not be read (`embed`), are left out with a warning, unless all are.
-
-    Raises `Misuse` for what cannot be read, is no [N, D] with N, D >= 2, or has another number of labels.
-    """
+    """`embeddings_of` what `path` holds, .npy or .parquet, with a column of `LABELS`, or `labels` (`read_labels`). Raises `Misuse` for what
+    cannot be read, too."""
     if path.suffix == ".npy":
         found, names = _npy(path), None
     elif path.suffix == ".parquet":
         found, names = _parquet(path)
     else:
         raise Misuse(f"{path}: embeddings are read from {' and '.join(FORMATS)}, not from {path.suffix or 'a file without suffix'}")
+    z, known = embeddings_of(found, names if labels is None else labels, str(path))
+    return z.float(), known
+
+
+def embeddings_of(
+    found: Tensor | np.ndarray[Any, Any], labels: str | Path | Tensor | np.ndarray[Any, Any] | None = None, by: str = "embeddings"
+) -> tuple[Tensor, Tensor | None]:
+    """(float [N, D], int64 [N] in 0..C-1 or None). Rows of NaN alone, of images that could not be read (`embed`), are left out with a
+    warning, unless all are. by: what messages call it. Raises `Misuse` for what is no [N, D] with N, D >= 2, or has another number of
+    labels."""
+    if isinstance(found, Tensor):
+        found = found.detach().cpu()
+        found = (found.float() if found.dtype == torch.bfloat16 else found).numpy()  # which NumPy has not
     if found.ndim != 2 or min(found.shape) < 2 or found.dtype.kind not in "fiu":
         raise Misuse(
-            f"{path}: {found.dtype} {list(found.shape)} are no embeddings: numbers [N, D] are, N images of D dimensions, two each at least"
+            f"{by}: {found.dtype} {list(found.shape)} are no embeddings: numbers [N, D] are, N images of D dimensions, two each at least"
         )
-    z = torch.from_numpy(found.astype(np.float32))
-    known = read_labels(labels, len(z)) if labels is not None else None if names is None else _codes(names, len(z), str(path))
+    z = torch.from_numpy(found.astype(np.float64 if found.dtype.kind == "f" and found.itemsize > 4 else np.float32))
+    known = None if labels is None else read_labels(labels, len(z))
     unread = z.isnan().all(1)
     if unread.any() and not unread.all():
-        warnings.warn(f"{path}: {int(unread.sum())} of {len(z)} rows are NaN, of images that could not be read: left out", stacklevel=2)
+        warnings.warn(f"{by}: {int(unread.sum())} of {len(z)} rows are NaN, of images that could not be read: left out", stacklevel=2)
         z, known = z[~unread], None if known is None else known[~unread]
     return z, known
 
@@ -52,8 +62,8 @@ def read_labels(of: str | Path | Tensor | np.ndarray[Any, Any], count: int) -> T
     all are, None. Raises `Misuse` for another number than `count`."""
     if isinstance(of, Tensor):
         of = of.detach().cpu().numpy()
-    if isinstance(of, np.ndarray):
-        return _codes(of, count, "labels")
+    if not isinstance(of, str | Path):
+        return _codes(np.asarray(of), count, "labels")
     return _codes(_npy(Path(of)), count, str(of))
 
 

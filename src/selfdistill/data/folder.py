@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     """
     if on_bad_image not in get_args(Policy):
         raise Misuse(f"on_bad_image is {on_bad_image!r}: use one of {', '.join(get_args(Policy))}")
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir():
         what = "is a file: unpack it if it is an archive, and give" if root.exists() else "does not exist: give"
         raise Misuse(f"the folder {printable(root)} {what} a folder of images")
@@ -41,11 +41,11 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
             raise Misuse(f"{BadImage(root / name, reason)}. Repair or remove it, or leave such files out with on_bad_image=skip")
         bad.append((root / name, reason))
 
-    names, seen = _walk(root, reject)
+    names, others = _walk(root, reject)
     depth, to_train, candidates = _splits(names)
     good = list(_inspected(root, to_train, reject))
     if not good:
-        raise Misuse(_nothing(root, seen, len(names), bad))
+        raise Misuse(_nothing(root, len(names) + len(others), len(names), bad))
     classes = _classes(good, depth)
 
     def files(part: list[str]) -> Files:
@@ -65,15 +65,20 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
         notes.append("no labels: the images do not all lie in two or more class folders")
     if unused := len(names) - len(to_train) - sum(map(len, candidates)):
         notes.append(f"{unused} images lie outside the folders of the splits and are not used")
+    if others:
+        endings = ", ".join(ending or "none" for ending, _ in Counter(os.path.splitext(name)[1] for name in others).most_common(5))
+        notes.append(f"{len(others)} files are not used: their names have no ending of an image's ({printable(endings)})")
     if bad:
         notes.append(f"{len(bad)} bad files are left out:" + _some(bad, most=50, before="\n  "))
     return Source(printable(root), train, test, bad=tuple(bad), notes=tuple(notes))
 
 
-def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], int]:
-    """The names (relative to root, sorted) of what is called like an image, and how many files were seen in all."""
+def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], list[str]]:
+    """The names (relative to root) of what is called like an image, sorted, and of the other files."""
     real_root = os.path.realpath(root)
-    names, seen, visited = [], 0, set()
+    names: list[str] = []
+    others: list[str] = []
+    visited = set()
     folders = deque([""])
     while folders:
         folder = folders.popleft()
@@ -94,10 +99,8 @@ def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], in
             if os.path.isdir(entry.path) if link else entry.is_dir():
                 (folders.append if link else folders.appendleft)(name)
                 continue
-            seen += 1
-            if os.path.splitext(entry.name)[1].lower() in extensions():
-                names.append(name)
-    return sorted(names, key=os.fsencode), seen
+            (names if os.path.splitext(entry.name)[1].lower() in extensions() else others).append(name)
+    return sorted(names, key=os.fsencode), others
 
 
 def _splits(names: list[str]) -> tuple[int, list[str], list[list[str]]]:

@@ -53,16 +53,20 @@ def training_views(
     visible = visible_labels(images, recipe)
     order = micro_batches(recipe, len(images), step, rank, ranks, visible)
     labels = None if visible is None else visible.to(device)
-    for views in _views(images, recipe, device, report, order):
-        yield views if labels is None else views._replace(labels=labels[views.ids])
+    for rounds, views in _views(images, recipe, device, report, order):
+        # Which fill up the batch are there as images without a label, should they have one: their share is the recipe's.
+        yield views if labels is None else views._replace(labels=labels[views.ids].where(rounds >= recipe.epochs, -1))
 
 
-def _views(images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Views]:
+def _views(
+    images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Views]]:
+    """The rounds [B] of each batch, and its views."""
     if isinstance(images, Pixels):
         pixels = images.pixels.to(device) if _fits(images.pixels, device) else images.pixels
         for rounds, index in order:
-            batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
-            yield views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, rounds.to(device))
+            batch, rounds = pixels[index.to(pixels.device)].to(device, non_blocking=True), rounds.to(device)
+            yield rounds, views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, rounds)
         return
     todo = (list(zip(rounds.tolist(), index.tolist(), strict=True)) for rounds, index in order)
     reported: set[Path] = set()
@@ -74,7 +78,8 @@ def _views(images: Images, recipe: Recipe, device: torch.device, report: Report,
         if not cut:
             raise Failure(f"{len(bad)} files in a row could not be read, the last {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
         index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
-        yield views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, rounds.to(device, non_blocking=True))
+        rounds = rounds.to(device, non_blocking=True)
+        yield rounds, views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, rounds)
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

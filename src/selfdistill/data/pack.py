@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from selfdistill.data.images import Encoded, Source
-from selfdistill.data.reading import BadImage
+from selfdistill.data.reading import BadImage, printable
 from selfdistill.data.sources import open_source
 from selfdistill.disk import whole_folder
 from selfdistill.errors import Misuse
@@ -26,13 +26,15 @@ FLIGHT = 256
 def pack(data: str, out: Path, side: int = 256, quality: int = 95, report: Callable[[str], None] = print) -> int:
     """Writes train-0.tar, ... and test-0.tar, ... into the new folder `out`, which `data=OUT` then opens; returns how many images.
 
-    side: of the shorter side, in pixels, beyond which an image is made smaller. An image that cannot be read is reported and left
-    out. Raises `Misuse` when `out` exists, or when `data` is in memory already. `out` is whole or not there.
+    side: of the shorter side, in pixels, beyond which an image is made smaller. What cannot be read, or written as a JPEG, is reported and
+    left out. Raises `Misuse` when `out` exists, or when `data` is in memory already. `out` is whole or not there.
     """
-    with whole_folder(out) as folder:
+    with whole_folder(out, "OUT") as folder:
         source = open_source(data)
         if not isinstance(source.train, Encoded):
             raise Misuse(f"data={data} is held in memory: there is nothing to pack")
+        for path, reason in source.bad:
+            report(f"left out: {printable(path)}: {reason}")
         return sum(_write(images, folder, split, side, quality, report) for split, images in _splits(source).items())
 
 
@@ -65,7 +67,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _smaller(images: Encoded, i: int, side: int, quality: int) -> bytes | str:
-    """Image i as a JPEG whose shorter side is at most `side` pixels, or why it cannot be read."""
+    """Image i as a JPEG whose shorter side is at most `side` pixels, or why it cannot be one."""
     try:
         with images.open(i) as photo:
             factor = min(1.0, side / min(photo.width, photo.height))
@@ -74,5 +76,8 @@ def _smaller(images: Encoded, i: int, side: int, quality: int) -> bytes | str:
     except BadImage as e:
         return str(e)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    try:
+        image.save(buffer, "JPEG", quality=quality)
+    except OSError as e:  # a JPEG has 65,500 pixels to a side
+        return f"{printable(images.path(i))}: cannot be written as a JPEG of {image.width} x {image.height} pixels: {e}"
     return buffer.getvalue()

@@ -96,11 +96,13 @@ def open_shards(data: str) -> Source:
     HELD_OUT as a word, or their folder's where the shards are of several, are held out, the first of these whose labels are the training
     set's; without any, a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
     """
-    pattern = os.path.join(glob.escape(data), "*.tar") if os.path.isdir(data) else data
-    found = [data] if os.path.isfile(data) else [p for expanded in _expanded(pattern) for p in glob.glob(expanded)]
-    paths = sorted(set(map(Path, found)))
+    words = [os.path.join(data, "*.tar")] if os.path.isdir(data) else [data] if os.path.isfile(data) else _expanded(data)
+    found = {word: _matching(word) for word in words}
+    paths = sorted({Path(path) for of in found.values() for path in of})
     if not paths:
         raise Misuse(f"data={printable(data)}: no such tar file. A pattern is written shards-{{000..127}}.tar or 'shards-*.tar', in quotes")
+    if missing := [word for word, of in found.items() if not of]:
+        raise Misuse(f"data={printable(data)}: {len(missing)} of {len(words)} are not there, the first: {printable(missing[0])}")
     parts: dict[str, _Part] = defaultdict(_Part)
     root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
     for path in paths:
@@ -181,6 +183,12 @@ def _samples(path: Path) -> tuple[list[tuple[str, int, int, str | None]], int]:
     except (tarfile.TarError, OSError, ValueError, AttributeError) as e:
         raise Misuse(f"{printable(path)}: not an uncompressed tar file, or damaged ({e}): unpack it, or write it anew") from e
     return [(key, *place, labels.get(key)) for key, place in found.items()], hidden
+
+
+def _matching(word: str) -> list[str]:
+    """The file of that name, else what it stands for as a pattern: brackets of a folder that is there are its name's."""
+    folder, name = os.path.split(word)
+    return [word] if os.path.isfile(word) else glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, name))
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -99,7 +99,7 @@ def check_data(data: Any) -> None:
 
 def data_root() -> Path:
     """Where data sets are kept, in torchvision's layout: $SELFDISTILL_DATA, else ~/.cache/selfdistill."""
-    return Path(os.environ.get("SELFDISTILL_DATA") or "~/.cache/selfdistill").expanduser()
+    return Path(os.path.expanduser(os.environ.get("SELFDISTILL_DATA") or "~/.cache/selfdistill"))
 
 
 def read_idx(path: Path) -> Tensor:

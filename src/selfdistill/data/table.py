@@ -18,6 +18,8 @@ from selfdistill.data.splits import HELD_OUT, split_of, tenth_held_out
 from selfdistill.errors import Failure, Misuse, require
 
 PREFIX = "hf:"
+PLAIN = ("int", "uint", "bool", "float", "string", "large_string")
+"""types of a column of labels"""
 
 
 @final
@@ -84,7 +86,7 @@ def open_table(data: str) -> Source:
             return Source(data, images, test, notes=tuple(notes))
         notes.append(f"the split {split} is not used: its labels are not those of the training rows")
     if images.labels is None:
-        return Source(data, images, notes=("no labels: no column of the set is a ClassLabel, or called label",))
+        return Source(data, images, notes=("no labels: no column is a ClassLabel, or is called label and holds whole numbers or words",))
     images, test, note = tenth_held_out(images, [str(i) for i in range(len(images))])
     return Source(data, images, test, notes=(*notes, note))
 
@@ -121,15 +123,18 @@ def _looks_encoded(kind: Any) -> bool:
 
 
 def _labels(datasets: Any, table: Any) -> tuple[Tensor | None, tuple[str, ...]]:
-    """(labels [N], classes): of the first ClassLabel, else of numbers or words in a column called label."""
+    """(labels [N], classes): of the first ClassLabel, else of whole numbers or words in a column called label."""
     label = next((c for c, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)), None)
     if label:
         labels = torch.tensor([-1 if y is None else y for y in table[label]], dtype=torch.int64)
         return labels, tuple(printable(c) for c in table.features[label].names)
-    label = next((c for c in ("label", "labels") if getattr(table.features.get(c), "dtype", "").startswith(("int", "string"))), None)
+    label = next((c for c in ("label", "labels") if getattr(table.features.get(c), "dtype", "").startswith(PLAIN)), None)
     if label is None:
         return None, ()
-    found = list(table[label])
+    found = [None if y is None or y != y else y for y in table[label]]  # NaN: pandas has it for a number that is missing
+    if any(isinstance(y, float) and not y.is_integer() for y in found):
+        return None, ()
+    found = [int(y) if isinstance(y, float) else y for y in found]
     classes = sorted({y for y in found if y is not None and y != -1})
     places = {y: place for place, y in enumerate(classes)}
     return torch.tensor([places.get(y, -1) for y in found], dtype=torch.int64), tuple(printable(str(y)) for y in classes)

@@ -51,6 +51,8 @@ def neighbours(
 ) -> list[Found]:
     """The k of a subject's images most like the file `image`, the nearest first; the file itself, where it is one of them, too. sheet: a
     PNG of them. The features stream by: memory is a batch's. `say` is told what is unreadable. Raises `Misuse`."""
+    if k < 1:
+        raise Misuse(f"k={k}: one at least")
     try:
         read_image(image)
     except BadImage as e:

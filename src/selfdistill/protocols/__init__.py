@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
@@ -13,7 +13,7 @@ from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.protocols.dense import Dense
 from selfdistill.protocols.frozen import KNN, Clustering, Linear, Logistic, Protocol, Retrieval, Robustness
 from selfdistill.protocols.tuned import Finetune, Semi, Supervised
-from selfdistill.settings import yaml_of
+from selfdistill.settings import edited
 from selfdistill.spec import problems
 from selfdistill.train.run import EVALUATION
 from selfdistill.train.subject import Subject
@@ -47,10 +47,7 @@ def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str
         known = PROTOCOLS[name].model_fields
         if not eq or field not in known:
             raise Misuse(f"{setting}: {name} has {', '.join(known)}.{did_you_mean(field, known, f'{name}.')}")
-        try:
-            fields[name][field] = yaml_of(value)
-        except ValueError:
-            fields[name][field] = value
+        fields[name][field] = edited(get_type_hints(PROTOCOLS[name], include_extras=True)[field], None, [], value, key)
     return {name: _made(name, of) for name, of in fields.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[Backb
 
 
 def _weights(source: str, recipe: Recipe) -> State:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source.startswith("timm:"):
         return pretrained(source.removeprefix("timm:"), recipe.encoder, recipe.views.size)
     if path.is_dir():

@@ -36,7 +36,7 @@ from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, new_folder, record_of
+from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, record_of
 from selfdistill.views.draw import mix
 
 
@@ -86,11 +86,7 @@ def pretrain(
     if not resume:
         named = Path(recipe.data.removeprefix(own.PYTHON)).name  # hf:NAME and shards-{000..127}.tar too
         data = re.sub(r"[^\w.-]+", "-", named).strip("-")
-        out = fabric.broadcast(new_folder(out, f"{recipe.method}-{data}"))
-        fabric.barrier()  # all have seen that it is not there
-        if fabric.is_global_zero:
-            make_folder(out, recipe)
-        fabric.barrier()
+        out = fabric.broadcast(make_folder(out, f"{recipe.method}-{data}", recipe) if fabric.is_global_zero else out)
     assert out is not None
     run = Run(out, encoder, source)
     changed, run.recipe = run.recipe != recipe, recipe  # a resume may have changed what it may, as workers

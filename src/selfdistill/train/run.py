@@ -234,6 +234,8 @@ def _lent(network: nn.Module) -> Iterator[torch.device]:
 def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:
     """(bank, its labels, held-out images, their labels). Raises `Misuse` where there are none."""
     bank, test = source.bank or source.train, source.test
+    if test is None and bank.labels is not None:
+        raise Misuse(f"data={source.name} has labels, and no image could be held out for the probes: a class needs two images at least")
     if test is None or any(images.labels is None or not (images.labels >= 0).any() for images in (bank, test)):
         raise Misuse(
             f"data={source.name} has no labels, which the probes need: put each class into a folder of its own, or name a labelled set"
@@ -267,6 +269,8 @@ def new_folder(out: Path | None, stem: str) -> Path:
     if out is None:
         taken = {p.name for p in Path("runs").glob(f"{stem}-*")}
         out = Path("runs") / next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
+    if printable(out) != str(out):  # loggers and .safetensors write it as UTF-8
+        raise Misuse(f"--out {printable(out)}: is no name in UTF-8: name another folder")
     if os.path.lexists(out):
         raise Misuse(f"--out {out}: exists already: name another folder, or continue that run with --resume")
     return out
@@ -277,12 +281,17 @@ def record_of(recipe: Recipe, made_with: Mapping[str, str]) -> str:
     return recipe.to_yaml() + yaml_from({"format": FORMAT, "versions": dict(made_with)})
 
 
-def make_folder(out: Path, recipe: Recipe) -> None:
-    """The run folder with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
-    record = record_of(recipe, versions())
+def make_folder(out: Path | None, stem: str, recipe: Recipe) -> Path:
+    """The run folder, `new_folder`, with its recipe.yaml. Raises `Misuse` and leaves nothing where it cannot be written."""
+    place = new_folder(out, stem)
     try:
-        with whole_folder(out) as folder:
+        with whole_folder(place) as folder:
             (folder / "checkpoints").mkdir()
-            flushed(folder / "recipe.yaml", record)
-    except OSError as e:  # there was room for the folder, and none for what is in it
-        raise Misuse(f"--out {out}: cannot be written ({e.strerror or e}): name another folder") from e
+            flushed(folder / "recipe.yaml", record_of(recipe, versions()))
+    except (OSError, Misuse) as e:
+        if out is None and os.path.lexists(place):  # another process has taken that number meanwhile
+            return make_folder(out, stem, recipe)
+        if isinstance(e, Misuse):
+            raise
+        raise Misuse(f"--out {place}: cannot be written ({e.strerror or e}): name another folder") from e  # no room for what is in it
+    return place
