@@ -124,8 +124,11 @@ def test_what_would_divide_by_nothing_is_refused(method, setting, said):
 @pytest.mark.parametrize(
     ("method", "settings", "said"),
     [
-        ("ibot", ["teacher=expectation"], "teacher=expectation remembers nothing"),
+        ("ibot", ["teacher=expectation"], "teacher=expectation remembers vectors of length 1"),
         ("ibot", ["projector=none", "patch_projector=dino"], "of one width"),
+        ("dino", ["teacher=expectation", "keep=student"], "cross-entropy reads logits, and teacher=expectation"),
+        ("mean-teacher", ["teacher=expectation", "keep=student"], "consistency reads logits, and teacher=expectation"),
+        ("mean-teacher", ["predictor=mlp"], "predictor=mlp: with labels=0.1 the projector is the classifier"),
         ("mean-teacher", ["labelled_share=0.003", "batch_size=128"], "labelled_share=0.003 of batch_size=128"),
     ],
 )

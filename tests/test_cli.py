@@ -328,8 +328,8 @@ def test_a_run_or_a_recipe_may_have_an_equals_sign_in_its_path(command, tmp_path
 
 def test_what_is_left_out_is_said_where_it_is_measured(command, photos):
     small = ["views.size=16", "encoder=resnet-small", "encoder.options={widths: [4]}", "workers=0", "batch_size=8"]
-    code, _, err = command("em", f"data={photos}", *small, "--rounds", 1, "--steps", 1, "--augmentations", 1)
-    assert (code, "bad files are left out" in err) == (0, True)
+    with pytest.warns(UserWarning, match="bad files are left out"):
+        assert command("em", f"data={photos}", *small, "--rounds", 1, "--steps", 1, "--augmentations", 1)[0] == 0
     for kind in ("a", "b"):
         shutil.copytree(photos, photos.parent / "of" / kind)
     code, out, _ = command("evaluate", "random-init", f"data={photos.parent / 'of'}", *small)

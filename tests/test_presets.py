@@ -13,7 +13,8 @@ from selfdistill.methods import METHODS
 from selfdistill.presets import FEW, PRESETS, preset_for
 from selfdistill.recipe import diff
 from selfdistill.siamese import Siamese
-from selfdistill.train.resolve import cautions, on_data, resolve, shown, with_preset
+from selfdistill.train.cautions import cautions
+from selfdistill.train.resolve import on_data, resolve, shown, with_preset
 from tests.conftest import TINY_OF
 
 
@@ -150,6 +151,8 @@ def test_what_a_micro_batch_compares_is_said_to_be_of_it():
     assert said("dino") == ""
     for method, share in {"byol": 1024, "moco": 64, "simsiam": 128}.items():
         assert said(method) == f"accumulate=4: BatchNorm's statistics are of micro-batches of {share} images"
+    assert "BatchNorm's statistics" in said("dino", "encoder=timm:resnet18")
+    assert said("dino", "encoder=timm:vit_tiny_patch16_224") == ""
     assert "the predictor is solved on micro-batches of 1024" in said("byol", "predictor=least-squares")
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise, permutations
 
 import pytest
 import torch
+import torchvision
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -116,6 +117,13 @@ def test_a_copy_drops_no_part_of_the_network(name, options):
     teacher = Copy(student).net
     assert teacher.training
     assert not torch.equal(student(x), student(x))
+    agree(teacher(x), teacher(x), atol=0)
+
+
+@pytest.mark.parametrize("made", [torchvision.models.convnext_tiny, torchvision.models.efficientnet_b0])
+def test_a_copy_of_torchvisions_drops_no_path(made):
+    teacher, x = Copy(Encoder().build(32, made())).net, torch.rand(4, 3, 32, 32)
+    assert teacher.training
     agree(teacher(x), teacher(x), atol=0)
 
 

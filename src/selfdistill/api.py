@@ -29,9 +29,10 @@ from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, prot
 from selfdistill.recipe import Recipe, diff, under
 from selfdistill.spec import Spec
 from selfdistill.train import diagnosis, loop
+from selfdistill.train.cautions import cautions
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
-from selfdistill.train.resolve import cautions, preset_of, recipe_of, resolve, shown, with_preset
+from selfdistill.train.resolve import preset_of, recipe_of, resolve, shown, with_preset
 from selfdistill.train.run import Run, labelled, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap

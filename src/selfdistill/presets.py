@@ -124,6 +124,11 @@ FEW_PHOTOS_METHODS: dict[str, Changes] = {
     "swav": (SGD, ("weight_decay.base=0.0001", "SGD's scale"), ("terms.views.loss.prototypes=60", "batches of 64")),
     "dino": FEW_PHOTOS_VIT,
     "ibot": FEW_PHOTOS_VIT,
+    "mean-teacher": (
+        ("teacher.tau.then.base=0.99", "a short run"),
+        ("terms.consistency.weight.base=10", "few images"),
+        ("terms.consistency.weight.warmup=33", "a third of the run: early, wrong guesses become firm"),
+    ),
 }
 TAU32 = ("teacher.tau.base=0.99", "as the authors' CIFAR notebook of MoCo has it, and peers' benchmarks of BYOL and DINO")
 COLOR32_VIT: Changes = (
@@ -233,7 +238,11 @@ PRESETS: dict[str, Preset] = {
                     ("views.masks.ratio=[0.1, 0.3]", "16 patches: half of them hidden may be another garment"),
                     ("terms.patches.weight.base=0.3", "a patch of 7 x 7 says little"),
                 ),
-                "mean-teacher": (("labels=1000", "100 a class"),),
+                "mean-teacher": (
+                    ("labels=1000", "100 a class"),
+                    ("labelled_share=0.5", "few images have a label"),
+                    ("terms.consistency.weight.warmup=6", "a third of the run: early, wrong guesses become firm"),
+                ),
             },
         ),
     ),

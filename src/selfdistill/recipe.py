@@ -134,9 +134,9 @@ class Recipe(Spec):
             if term.on == "patch" and self.views.masks is None:
                 without = f"give views.masks, or take the term out: terms.{name}=none"
                 raise ValueError(f"terms.{name} compares masked patches, and views.masks=none: {without}")
-            if term.on == "patch" and self.teacher.kind == "expectation":
-                without = f"take the term out: terms.{name}=none"
-                raise ValueError(f"terms.{name} compares masked patches, of which teacher=expectation remembers nothing: {without}")
+            if term.loss.kind in ("cross-entropy", "consistency") and self.teacher.kind == "expectation":
+                unit = "of length 1 (SimSiam Sec. 5.2): use loss=cosine"
+                raise ValueError(f"terms.{name}.loss={term.loss.kind} reads logits, and teacher=expectation remembers vectors {unit}")
         if self.patch_projector and self.patch_projector.out != (self.projector.out if self.projector else None):
             raise ValueError(
                 f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}"
@@ -145,8 +145,9 @@ class Recipe(Spec):
             )
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: goes with one of the terms that learn from labels (mean-teacher's), and only with it")
-        if self.labels is not None and self.projector is None:
-            raise ValueError(f"projector=none: with labels={self.labels} the projector is the classifier; projector=mlp is one")
+        if self.labels is not None and (self.projector is None or self.predictor):
+            slot = f"predictor={self.predictor.kind}" if self.predictor else "projector=none"
+            raise ValueError(f"{slot}: with labels={self.labels} the projector is the classifier: projector=mlp predictor=none")
         if self.labels is not None and not round(self.labelled_share * self.batch_size):
             raise ValueError(f"labelled_share={self.labelled_share} of batch_size={self.batch_size} is no image: raise one of them")
         if self.predictor and self.predictor.kind == "least-squares":

@@ -116,6 +116,7 @@ def test_the_cause_is_the_recipes(method, settings, metrics, cause, advice):
         (0.107, 0.58, 1.22, 0.39, "dominated-target"),  # without centring, epoch 15
         (0.050, 0.22, 6.05, 9.00, "dominated-target"),  # noise: each view has a target of its own, which the other does not know
         (0.114, 0.60, 3.84, None, "dominated-target"),  # not known
+        (0.150, 5.66, 5.68, 0.30, "dimensional-collapse"),  # DINO without BatchNorm in its head, epoch 1: uniform from epoch 2 on
     ],
 )
 def test_outputs_that_share_a_mean_are_judged_by_whether_another_view_tells_the_target(std, targets, usage, kl, state):

@@ -12,6 +12,7 @@ import selfdistill as sd
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import FORMAT, Checkpoint
 from selfdistill.train import checkpoint
+from selfdistill.train.initial import initialised
 from selfdistill.train.run import untrained
 from tests.conftest import TINY, TINY_OF
 
@@ -92,6 +93,16 @@ def test_weights_that_cannot_be_had_or_do_not_fit(tiny_run, tiny_source, tmp_pat
     run = sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", init_partial=True, **{**STILL, **wider})
     taken = safetensors.torch.load_file(tiny_run.path / "backbone.safetensors")
     assert torch.equal(backbone_of(run)["conv1.weight"], taken["conv1.weight"])
+
+
+def test_a_runs_checkpoint_starts_from_the_network_that_it_keeps(tiny_source, tmp_path):
+    """As its folder does, which has that one alone: a run that was stopped is taken up from the same weights as one that ended."""
+    made = sd.pretrain("moco", data=tiny_source, out=tmp_path / "run", keep="teacher", **TINY_OF["moco"])
+    of_the_end = initialised(made.recipe.edit([f"init_from={made.path}"]))[0].net.state_dict()
+    for place in (made.checkpoint, made.path):
+        (made.path / "backbone.safetensors").unlink(missing_ok=True)
+        found = initialised(made.recipe.edit([f"init_from={place}"]))[0].net.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in of_the_end.items())
 
 
 def test_a_run_that_starts_from_weights_resumes_without_them(tiny_run, tiny_source, tmp_path):

@@ -112,18 +112,43 @@ def test_same_seed_same_run_and_another_seed_another(tiny_run, tiny_source, tmp_
     assert not same(state_of(tiny_run)["model"], state_of(other)["model"])
 
 
+class NoNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+
+    def forward(self, x):
+        return self.conv(x).relu().mean((2, 3))
+
+
 def test_the_loss_of_a_step_is_that_of_all_its_micro_batches(tiny_source, tmp_path, monkeypatch):
-    seen: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    seen: list[dict[str, torch.Tensor]] = []
     of_the_step = loop._of_the_step
-    monkeypatch.setattr(loop, "_of_the_step", lambda made, parts: seen.extend(parts) or of_the_step(made, parts))
+    monkeypatch.setattr(loop, "_of_the_step", lambda parts, losses: seen.extend(losses) or of_the_step(parts, losses))
     tiny = {**TINY_OF["ibot"], "epochs": 1, "log_every": 1, "precision": "fp32"}
     run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", accumulate=4, **tiny)
     steps = [row for row in run.metrics if row["step"]]
     assert len(seen) == 4 * len(steps)
     for row, four in zip(steps, zip(*[iter(seen)] * 4, strict=True), strict=True):
-        assert row["loss"] == pytest.approx(sum(float(loss) for loss, _ in four) / 4, rel=1e-5)
+        assert row["loss"] == pytest.approx(sum(float(losses["views"] + losses["patches"]) for losses in four) / 4, rel=1e-5)
         for name in ("views", "patches"):
-            assert row[f"loss_{name}"] == pytest.approx(sum(float(losses[name]) for _, losses in four) / 4, rel=1e-5)
+            assert row[f"loss_{name}"] == pytest.approx(sum(float(losses[name]) for losses in four) / 4, rel=1e-5)
+    of_patches = steps[-1]["patch_target_entropy"]
+    assert 0 < of_patches <= math.log(steps[-1]["patch_target_outputs"]) + 1e-5
+    assert of_patches != steps[-1]["target_entropy"]
+
+
+def test_probes_look_at_the_outputs_of_more_than_one_small_micro_batch(tiny_source, tmp_path):
+    """Of a network without BatchNorm training is the same, and so is what is said of it."""
+    small = {**TINY, "projector.bn": "none", "predictor.bn": "none", "epochs": 1, "log_every": 1, "precision": "fp32"}
+    small = {name: value for name, value in small.items() if not name.startswith("encoder.")}
+    stds = []
+    for accumulate in (1, 8):
+        torch.manual_seed(0)
+        made = {**small, "encoder": NoNorm(), "accumulate": accumulate}
+        run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / str(accumulate), **made)
+        stds.append([row["output_std"] for row in run.metrics if row["step"]])
+    assert stds[0] == pytest.approx(stds[1], rel=1e-3)
 
 
 def test_what_layers_draw_is_of_seed_step_and_rank(tiny_source, tmp_path, monkeypatch):

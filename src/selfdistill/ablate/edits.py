@@ -37,7 +37,7 @@ EDITS: dict[str, Edit] = {
     "predictor-bn": Edit("predictor.bn=none", "no BatchNorm in the predictor", "SimSiam Table 3a (both heads)"),
     "predictor": Edit("predictor=none", "the student's projection is compared directly", "SimSiam Table 1a, BYOL Table 5b"),
     "momentum-teacher": Edit("teacher=shared", "the student is its own teacher, tau = 0", "BYOL Table 5a, SimSiam Sec. 6.2"),
-    "symmetry": Edit("terms.views.pairs=one-way", "one view predicts the other, not the reverse", "SimSiam Sec. 4.6"),
+    "symmetry": Edit("terms.views.pairs=one-way", "one view predicts the other, not the reverse, by as much", "SimSiam Sec. 4.6"),
     "cosine": Edit("terms.views.loss=cross-entropy", "cross-entropy of softmaxes instead", "SimSiam Sec. 4.5", of=("cosine", "mse")),
     "centring": Edit("terms.*.loss.target.momentum=1", "the centre stays at 0", "DINO Fig. 7"),
     "sharpening": Edit(

@@ -18,6 +18,8 @@ from timm.layers.drop import DropBlock2d, DropPath
 from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
+from torchvision.ops.drop_block import DropBlock2d as DropBlock
 
 from selfdistill.parts.collective import gather
 from selfdistill.parts.loss import Output
@@ -30,6 +32,8 @@ DROPS: dict[type[nn.Module], str] = {
     DropBlock2d: "drop_prob",
     PatchDropout: "prob",
     PatchDropoutWithIndices: "prob",
+    StochasticDepth: "p",
+    DropBlock: "p",  # torchvision's
     _DropoutNd: "p",
     nn.MultiheadAttention: "dropout",
     nn.Module: "drop_rate",  # of timm's networks, in their heads

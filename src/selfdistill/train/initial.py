@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from selfdistill.errors import Misuse
 from selfdistill.parts.backbone import Backbone
 from selfdistill.parts.encoder import pretrained
 from selfdistill.recipe import Recipe
+from selfdistill.train.run import load
 from selfdistill.train.weights import read, some, tensors
 
 State = Mapping[str, Any]
@@ -27,7 +29,7 @@ def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[Backb
     source, size = str(recipe.init_from), recipe.views.size
     backbone = recipe.encoder.build(size, encoder)
     wanted = backbone.net.state_dict()
-    found, prefix = _best(_weights(source, recipe), wanted)
+    found, prefix = _best(_weights(source, recipe), wanted, kept_by(Path(os.path.expanduser(source))))
     taken = {k: found[prefix + k] for k, mine in wanted.items() if getattr(found.get(prefix + k), "shape", None) == mine.shape}
     # How many batches BatchNorm has seen decides nothing here, and older files do not have it.
     missing = [k for k in wanted if k not in taken and not k.endswith("num_batches_tracked")]
@@ -57,13 +59,23 @@ def _weights(source: str, recipe: Recipe) -> State:
     return tensors(path) if path.suffix == ".safetensors" else read(path, torch.device("cpu"))
 
 
-def _best(tree: State, wanted: State) -> tuple[State, str]:
+def kept_by(path: Path) -> str:
+    """Of a run folder or a checkpoint in it, which of its two networks the run keeps: student or teacher; else student."""
+    for folder in (path, *path.parents[:2]):
+        if (folder / "recipe.yaml").is_file():
+            with suppress(Misuse):  # made with what is not here
+                return load(folder).recipe.keep
+    return "student"
+
+
+def _best(tree: State, wanted: State, keep: str) -> tuple[State, str]:
     """The table inside a file, and the prefix of its keys (`module.`, `encoder_q.`, ...), that know most of the wanted keys: files
-    are as nested as their authors' scripts. Of several the first, which is a student before its teacher."""
+    are as nested as their authors' scripts. Of several the one of the network `keep`, else the first, which is a student before its
+    teacher."""
     first = max(wanted, key=len, default="")  # the longest name is the least likely to be another's ending
     pairs = [(table, key[: len(key) - len(first)]) for table in _tables(tree) for key in table if key.endswith(first)]
     pairs += [(table, "") for table in _tables(tree)]
-    return max(pairs, key=lambda pair: sum(pair[1] + k in pair[0] for k in wanted), default=({}, ""))
+    return max(pairs, key=lambda pair: (sum(pair[1] + k in pair[0] for k in wanted), pair[1].startswith(keep)), default=({}, ""))
 
 
 def _tables(tree: Any) -> Iterator[State]:

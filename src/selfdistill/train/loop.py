@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import deque
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.backbone import statistics_kept
 from selfdistill.parts.collective import all_wait, synchronised
 from selfdistill.parts.denormal import denormals_flushed
+from selfdistill.parts.loss import Output
 from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese, Step
@@ -38,6 +42,10 @@ from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
 from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, record_of
 from selfdistill.views.draw import mix
+
+SEEN = 64
+"""images of a step that probes look at, where its micro-batches have fewer: the verdict's thresholds are of batches, and the outputs of a
+few images may look like one. More would cost what `accumulate` is there to spare"""
 
 
 def pretrain(
@@ -126,7 +134,8 @@ def pretrain(
                 torch.manual_seed(seed_of(recipe.seed, step, fabric.global_rank))
                 with clock("optimiser"):
                     guard.remember()
-                parts: list[tuple[Tensor, dict[str, Tensor]]] = []
+                losses: list[dict[str, Tensor]] = []
+                parts: deque[Step] = deque(maxlen=math.ceil(SEEN / recipe.micro_batch(fabric.world_size)))
                 for micro in range(recipe.accumulate):
                     with clock("data and views"):
                         seen = next(views)
@@ -137,9 +146,10 @@ def pretrain(
                             made: Step = model(seen, now)
                         with clock("backward"), statistics_kept(siamese.student):
                             fabric.backward(made.loss / recipe.accumulate)
-                    parts.append((made.loss.detach(), {name: loss.detach() for name, loss in made.losses.items()}))
+                    losses.append({"": made.loss.detach(), **{name: loss.detach() for name, loss in made.losses.items()}})
+                    parts.append(made._replace(loss=losses[-1][""], z=made.z.detach(), p=made.p.detach(), t=made.t.detach()))
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
-                made = _of_the_step(made, parts)
+                made = _of_the_step(parts, losses)
                 if step == start and fabric.world_size > 1:
                     _all_learn(siamese)
                 with clock("optimiser"):
@@ -197,10 +207,16 @@ def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progres
     return lr
 
 
-def _of_the_step(made: Step, parts: list[tuple[Tensor, dict[str, Tensor]]]) -> Step:
-    """With the losses of the whole step, the means over its micro-batches; what else it holds is of the last one."""
-    losses = {name: torch.stack([of[name] for _, of in parts]).mean() for name in made.losses}
-    return made._replace(loss=torch.stack([loss for loss, _ in parts]).mean(), losses=losses)
+def _of_the_step(parts: Sequence[Step], losses: Sequence[dict[str, Tensor]]) -> Step:
+    """The last micro-batches as one step, with the losses of the whole step, the means over all of them."""
+    means = {name: torch.stack([of[name] for of in losses]).mean() for name in losses[0]}
+    z, p, t = (_joined([getattr(part, of) for part in parts]) for of in "zpt")
+    return Step(means.pop(""), means, z, p, t)
+
+
+def _joined(outputs: Sequence[Output]) -> Output:
+    patches = [of.patch for of in outputs if of.patch is not None]
+    return Output(torch.cat([of.cls for of in outputs], 1), torch.cat(patches) if patches else None)  # cls [V, B, D]; patch [M, D]
 
 
 def _all_learn(siamese: Siamese) -> None:

@@ -17,11 +17,14 @@ from selfdistill.siamese import Siamese, Step
 
 SAMPLES = 2_048
 """projections that are looked at: a rank of 2,048 needs as many, and two SVDs cost 2.4 seconds at that"""
+PATCHES = 512
+"""masked patches that are looked at: a batch has thousands, of 65,536 outputs each"""
 
 
 @torch.no_grad()
 def collapse(made: Step, siamese: Siamese, now: Progress) -> tuple[dict[str, Any], Verdict]:
-    """(collapse metrics of the student, of a teacher with weights of its own, and of both as distributions; the verdict)."""
+    """(collapse metrics of the student, of a teacher with weights of its own, and of both as distributions, those of masked patches as
+    `patch_...`; the verdict, which is on whole views)."""
     z, p, t = (x.cls.detach().float() for x in (made.z, made.p, made.t))  # [V, B, D], [V, B, D], [G, B, D]
     flat = _some(z)
     found: dict[str, Any] = {
@@ -32,17 +35,25 @@ def collapse(made: Step, siamese: Siamese, now: Progress) -> tuple[dict[str, Any
     }
     if siamese.recipe.teacher.own_weights:
         found |= {"teacher_output_std": metrics.output_std(_some(t)), "teacher_effective_rank": metrics.effective_rank(_some(t))}
-    whole = {name: term for name, term in siamese.recipe.terms.items() if term.on == "cls"}
-    for name, term in whole.items():
+    for name, term in siamese.recipe.terms.items():
+        loss = siamese.get_submodule(f"terms.{name}.loss")
+        if term.on == "patch":
+            if isinstance(loss, OverOutputs) and made.p.patch is not None and made.t.patch is not None and len(made.p.patch):
+                said, of = (_some(x[None].float(), PATCHES)[None] for x in (made.p.patch, made.t.patch))  # [1, M, K] each
+                found |= {f"patch_{key}": value for key, value in of_distributions(*_alone(loss, said, of, now), [0], [0]).items()}
+            continue
         pairs = pairs_of(term.pairs, min(len(p), len(t)), len(t), siamese.recipe.split)  # of global views
         i, j = ([pair[side] for pair in pairs] for side in (0, 1))
         found["agreement"] = metrics.agreement(p[i], t[j])
-        loss = siamese.get_submodule(f"terms.{name}.loss")
         if isinstance(loss, OverOutputs):
-            with alone():
-                q, log_p = loss.distributions(p[: len(t)], t, now)  # [G, B, K]
-            found |= of_distributions(q, log_p, i, j)
+            found |= of_distributions(*_alone(loss, p[: len(t)], t, now), i, j)
     return found, judge({"loss": float(made.loss.detach()), **found}, siamese.recipe)
+
+
+def _alone(loss: OverOutputs, p: Tensor, t: Tensor, now: Progress) -> tuple[Tensor, Tensor]:
+    """(targets, the student's log-probabilities), [G, B, K] each, of this process's share: the others do not probe."""
+    with alone():
+        return loss.distributions(p, t, now)
 
 
 def of_distributions(q: Tensor, log_p: Tensor, i: list[int], j: list[int]) -> dict[str, float]:
@@ -59,7 +70,7 @@ def of_distributions(q: Tensor, log_p: Tensor, i: list[int], j: list[int]) -> di
     }
 
 
-def _some(z: Tensor) -> Tensor:
-    """At most SAMPLES rows of z [V, B, D], spread evenly."""
+def _some(z: Tensor, most: int = SAMPLES) -> Tensor:
+    """At most so many rows of z [V, B, D], spread evenly."""
     flat = z.flatten(0, 1)
-    return flat if len(flat) <= SAMPLES else flat[torch.linspace(0, len(flat) - 1, SAMPLES, device=z.device).long()]
+    return flat if len(flat) <= most else flat[torch.linspace(0, len(flat) - 1, most, device=z.device).long()]

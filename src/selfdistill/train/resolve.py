@@ -14,11 +14,7 @@ from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.own import use
-from selfdistill.parts.contrast import InfoNCE, NTXent, Swapped
-from selfdistill.parts.encoder import RESNETS
-from selfdistill.parts.predictor import LeastSquares
-from selfdistill.parts.target import Sinkhorn
-from selfdistill.parts.teacher import Snapshot
+from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import PRESETS, Changes, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under, validated
 from selfdistill.train.loggers import check as check_loggers
@@ -238,38 +234,6 @@ def _at(tree: Any, path: Sequence[str]) -> Any:
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
-
-
-def cautions(recipe: Recipe, images: int) -> list[str]:
-    """What a recipe does not come to in so few epochs of so many images, and what is not of the whole batch: a sentence each."""
-    found = []
-    steps = recipe.epochs * (images // recipe.batch_size)
-    teacher, micro = recipe.teacher, f"of micro-batches of {recipe.batch_size // recipe.accumulate} images"
-    if isinstance(teacher, Snapshot) and teacher.every != "epoch" and teacher.every >= steps:
-        found.append(f"teacher.every={teacher.every} and {steps} steps in all: the teacher stays what it was before the first")
-    for name, term in recipe.terms.items():
-        if isinstance(term.loss, Swapped) and term.loss.queue > 0 and term.loss.queue_from >= recipe.epochs:
-            found.append(f"terms.{name}.loss.queue_from={term.loss.queue_from:g} and epochs={recipe.epochs}: the queue is never used")
-        compares = isinstance(term.loss, NTXent | Swapped) or isinstance(getattr(term.loss, "target", None), Sinkhorn)
-        if recipe.accumulate > 1 and compares:
-            what = "negatives" if isinstance(term.loss, NTXent) else "codes"
-            found.append(f"accumulate={recipe.accumulate}: the {what} of terms.{name} are {micro}, not of the batch of {recipe.batch_size}")
-    if recipe.accumulate > 1:
-        heads = (recipe.projector, recipe.patch_projector, recipe.predictor)
-        if recipe.encoder.name in (*RESNETS, "resnet-small") or any(getattr(head, "bn", "none") != "none" for head in heads):
-            found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are {micro}")
-        if isinstance(recipe.predictor, LeastSquares):
-            found.append(f"accumulate={recipe.accumulate}: the predictor is solved on {micro.removeprefix('of ')}")
-    for path, value in leaves(recipe):
-        if path.endswith("warmup") and value >= recipe.epochs:
-            of = path.removesuffix(".warmup")
-            found.append(
-                f"{path}={value:g} lasts all the epochs={recipe.epochs}: {of} never comes to its base. A tenth of the run is "
-                f"{path}={recipe.epochs / 10:g}"
-            )
-        if path.endswith("frozen_epochs") and value >= recipe.epochs:
-            found.append(f"{path}={value:g} and epochs={recipe.epochs}: the prototypes never learn. {path}=0 lets them from the start")
-    return found
 
 
 def _queues_fit(recipe: Recipe, images: int) -> None:
