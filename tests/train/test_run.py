@@ -124,7 +124,7 @@ class NoNorm(nn.Module):
 def test_the_loss_of_a_step_is_that_of_all_its_micro_batches(tiny_source, tmp_path, monkeypatch):
     seen: list[dict[str, torch.Tensor]] = []
     of_the_step = loop._of_the_step
-    monkeypatch.setattr(loop, "_of_the_step", lambda parts, losses: seen.extend(losses) or of_the_step(parts, losses))
+    monkeypatch.setattr(loop, "_of_the_step", lambda losses, outputs: seen.extend(losses) or of_the_step(losses, outputs))
     tiny = {**TINY_OF["ibot"], "epochs": 1, "log_every": 1, "precision": "fp32"}
     run = sd.pretrain("ibot", data=tiny_source, out=tmp_path / "run", accumulate=4, **tiny)
     steps = [row for row in run.metrics if row["step"]]

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def pretrain(
                 with clock("optimiser"):
                     guard.remember()
                 losses: list[dict[str, Tensor]] = []
-                parts: deque[Step] = deque(maxlen=math.ceil(SEEN / recipe.micro_batch(fabric.world_size)))
+                outputs: deque[tuple[Output, Output, Output]] = deque(maxlen=math.ceil(SEEN / recipe.micro_batch(fabric.world_size)))
                 for micro in range(recipe.accumulate):
                     with clock("data and views"):
                         seen = next(views)
@@ -146,10 +146,10 @@ def pretrain(
                             made: Step = model(seen, now)
                         with clock("backward"), statistics_kept(siamese.student):
                             fabric.backward(made.loss / recipe.accumulate)
-                    losses.append({"": made.loss.detach(), **{name: loss.detach() for name, loss in made.losses.items()}})
-                    parts.append(made._replace(loss=losses[-1][""], z=made.z.detach(), p=made.p.detach(), t=made.t.detach()))
+                    losses.append({name: loss.detach() for name, loss in made.losses.items()})
+                    outputs.append((made.z.detach(), made.p.detach(), made.t.detach()))
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
-                made = _of_the_step(parts, losses)
+                made = _of_the_step(losses, outputs)
                 if step == start and fabric.world_size > 1:
                     _all_learn(siamese)
                 with clock("optimiser"):
@@ -207,14 +207,16 @@ def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, now: Progres
     return lr
 
 
-def _of_the_step(parts: Sequence[Step], losses: Sequence[dict[str, Tensor]]) -> Step:
-    """The last micro-batches as one step, with the losses of the whole step, the means over all of them."""
+def _of_the_step(losses: Sequence[dict[str, Tensor]], outputs: Iterable[tuple[Output, Output, Output]]) -> Step:
+    """losses: of all its micro-batches, of which it has the means. outputs: z, p and t of the last ones."""
     means = {name: torch.stack([of[name] for of in losses]).mean() for name in losses[0]}
-    z, p, t = (_joined([getattr(part, of) for part in parts]) for of in "zpt")
-    return Step(means.pop(""), means, z, p, t)
+    z, p, t = (_joined(of) for of in zip(*outputs, strict=True))
+    return Step(torch.stack(list(means.values())).sum(), means, z, p, t)
 
 
 def _joined(outputs: Sequence[Output]) -> Output:
+    if len(outputs) == 1:  # no copy of what may be the step's largest tensors
+        return outputs[0]
     patches = [of.patch for of in outputs if of.patch is not None]
     return Output(torch.cat([of.cls for of in outputs], 1), torch.cat(patches) if patches else None)  # cls [V, B, D]; patch [M, D]
 

@@ -39,7 +39,7 @@ def collapse(made: Step, siamese: Siamese, now: Progress) -> tuple[dict[str, Any
         loss = siamese.get_submodule(f"terms.{name}.loss")
         if term.on == "patch":
             if isinstance(loss, OverOutputs) and made.p.patch is not None and made.t.patch is not None and len(made.p.patch):
-                said, of = (_some(x[None].float(), PATCHES)[None] for x in (made.p.patch, made.t.patch))  # [1, M, K] each
+                said, of = (_some(x[None], PATCHES)[None].float() for x in (made.p.patch, made.t.patch))  # [1, M, K] each
                 found |= {f"patch_{key}": value for key, value in of_distributions(*_alone(loss, said, of, now), [0], [0]).items()}
             continue
         pairs = pairs_of(term.pairs, min(len(p), len(t)), len(t), siamese.recipe.split)  # of global views
