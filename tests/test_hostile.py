@@ -128,7 +128,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([
         BOMB.replace("{", "{{").replace("}", "}}"),
         "[" * 5000,
         "method: 2001-02-31",
-        "method: 0b_",
+        "method: 1__0",
         "method: " + "9" * 5000,
         "method: \0",
         "? {{a: 1}}\n: 2",

@@ -99,9 +99,11 @@ def reproduce(
     def command(of: str) -> str:
         return shlex.join(["selfdistill", "reproduce", of, *asked, "--scale", scale, "--seeds", str(seeds)])
 
+    page_in = docs or (Path("docs") if all_ else None)
+    if page_in and page_in.exists() and not page_in.is_dir():
+        raise Misuse(f"--docs {page_in}: is a file: name a folder for the page")
     job_list = [lab.job(t, scale, seeds, asked, out, command(t.id)) for t in wanted]  # type: ignore[arg-type]
     records = _run(job_list, jobs, out, plan)
-    page_in = docs or (Path("docs") if all_ else None)
     if page_in and not plan:
         from selfdistill.ablate.results import write_page
 
