@@ -1,7 +1,9 @@
 """The base of everything that is data: frozen, validated, no field that is not declared."""
 
+import math
 import re
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -33,13 +35,21 @@ class Spec(BaseModel):
 
 
 def _no_number(value: Any, annotation: Any) -> str:
-    """Why a field that takes numbers takes none of these, if it does not."""
+    """Why a field that takes numbers, or whatever a network's options are, takes none of these, if it does not."""
+    if annotation == dict[str, Any] and not all(map(math.isfinite, _floats(value))):
+        return "Input should be finite numbers"
     values = [one for one in (value if isinstance(value, list | tuple) else (value,)) if isinstance(one, int | float)]
     truths, beyond = any(isinstance(one, bool) for one in values), any(abs(one) > LARGEST for one in values)
     takes = set(re.findall(r"\b(?:int|float|bool)\b", str(annotation))) if truths or beyond else set()  # seldom: its words take time
     if truths and takes and "bool" not in takes:
         return "true and false are no numbers"
     return f"a whole number is {LARGEST} at most" if beyond and "int" in takes else ""
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Those in plain data."""
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from (one,) if isinstance(one, float) else _floats(one)
 
 
 def kind_of(cls: type[BaseModel]) -> str:
