@@ -37,6 +37,7 @@ WORDS = st.one_of(
 @example("byol", "encoder.channels", "1")  # refused for what other fields say
 @example("byol", "terms.views.loss", "labels")
 @example("byol", "encoder.options.drop_path_rate", "{0}")  # a mapping whose key is a number
+@example("byol", "encoder.name", "0b_")  # a word to us, and a damaged number to a reader of YAML 1.1
 @example("byol", "encoder.options.drop_path_rate", "1e400")  # no number of JSON's
 @example("dino", "views.locals.augment.ratio", "[]")  # a list with less than there are places
 def test_any_setting_is_taken_or_refused_by_name(method, key, value):

@@ -29,16 +29,17 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes words that `_Loader` would read as numbers."""
+    """Quotes words that `_Loader`, or PyYAML, would read as numbers."""
 
 
 NUMBERS = {  # as YAML 1.2 and Python have them: in 1.1, PyYAML's, 1e-3 is a word, 010 is 8 and 1:30 is 90
     "tag:yaml.org,2002:int": r"[-+]?\d[\d_]*$",
     "tag:yaml.org,2002:float": r"[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$",
 }
-for side in (_Loader, _Dumper):
-    old = side.yaml_implicit_resolvers.items()
-    side.yaml_implicit_resolvers = {first: [known for known in of if known[0] not in NUMBERS] for first, of in old}
+_Loader.yaml_implicit_resolvers = {
+    first: [known for known in of if known[0] not in NUMBERS] for first, of in _Loader.yaml_implicit_resolvers.items()
+}
+for side in (_Loader, _Dumper):  # what is written quotes 1.1's as well, for other readers
     for tag, pattern in NUMBERS.items():
         side.add_implicit_resolver(tag, re.compile(pattern), list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
