@@ -37,7 +37,7 @@ def beside(path: Path) -> Iterator[Path]:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # of no process, or no number of one
         return False
     except PermissionError:  # another user's
         pass

@@ -135,8 +135,10 @@ class Recipe(Spec):
                 without = f"give views.masks, or take the term out: terms.{name}=none"
                 raise ValueError(f"terms.{name} compares masked patches, and views.masks=none: {without}")
             if term.loss.kind in ("cross-entropy", "consistency") and self.teacher.kind == "expectation":
-                unit = "of length 1 (SimSiam Sec. 5.2): use loss=cosine"
-                raise ValueError(f"terms.{name}.loss={term.loss.kind} reads logits, and teacher=expectation remembers vectors {unit}")
+                raise ValueError(
+                    f"terms.{name}.loss={term.loss.kind} reads logits, and teacher=expectation remembers vectors of length 1 (SimSiam "
+                    "Sec. 5.2): use loss=cosine"
+                )
         if self.patch_projector and self.patch_projector.out != (self.projector.out if self.projector else None):
             raise ValueError(
                 f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}"

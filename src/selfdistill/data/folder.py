@@ -45,7 +45,7 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     depth, to_train, candidates = _splits(names)
     good = list(_inspected(root, to_train, reject))
     if not good:
-        raise Misuse(_nothing(root, len(names) + len(others), len(names), bad))
+        raise Misuse(_nothing(root, len(names) + others.total(), len(names), bad))
     classes = _classes(good, depth)
 
     def files(part: list[str]) -> Files:
@@ -66,18 +66,18 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     if unused := len(names) - len(to_train) - sum(map(len, candidates)):
         notes.append(f"{unused} images lie outside the folders of the splits and are not used")
     if others:
-        endings = ", ".join(ending or "none" for ending, _ in Counter(os.path.splitext(name)[1] for name in others).most_common(5))
-        notes.append(f"{len(others)} files are not used: their names have no ending of an image's ({printable(endings)})")
+        endings = ", ".join(ending or "none" for ending, _ in others.most_common(5))
+        notes.append(f"{others.total()} files are not used: their names have no ending of an image's ({printable(endings)})")
     if bad:
         notes.append(f"{len(bad)} bad files are left out:" + _some(bad, most=50, before="\n  "))
     return Source(printable(root), train, test, bad=tuple(bad), notes=tuple(notes))
 
 
-def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], list[str]]:
-    """The names (relative to root) of what is called like an image, sorted, and of the other files."""
+def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], Counter[str]]:
+    """The names (relative to root, sorted) of what is called like an image, and how many other files have which ending."""
     real_root = os.path.realpath(root)
     names: list[str] = []
-    others: list[str] = []
+    others: Counter[str] = Counter()
     visited = set()
     folders = deque([""])
     while folders:
@@ -99,7 +99,11 @@ def _walk(root: Path, reject: Callable[[str, str], None]) -> tuple[list[str], li
             if os.path.isdir(entry.path) if link else entry.is_dir():
                 (folders.append if link else folders.appendleft)(name)
                 continue
-            (names if os.path.splitext(entry.name)[1].lower() in extensions() else others).append(name)
+            ending = os.path.splitext(entry.name)[1]
+            if ending.lower() in extensions():
+                names.append(name)
+            else:
+                others[ending] += 1
     return sorted(names, key=os.fsencode), others
 
 

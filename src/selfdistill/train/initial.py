@@ -29,7 +29,7 @@ def initialised(recipe: Recipe, encoder: nn.Module | None = None) -> tuple[Backb
     source, size = str(recipe.init_from), recipe.views.size
     backbone = recipe.encoder.build(size, encoder)
     wanted = backbone.net.state_dict()
-    found, prefix = _best(_weights(source, recipe), wanted, kept_by(Path(os.path.expanduser(source))))
+    found, prefix = _best(_weights(source, recipe), wanted, _kept_by(Path(os.path.expanduser(source))))
     taken = {k: found[prefix + k] for k, mine in wanted.items() if getattr(found.get(prefix + k), "shape", None) == mine.shape}
     # How many batches BatchNorm has seen decides nothing here, and older files do not have it.
     missing = [k for k in wanted if k not in taken and not k.endswith("num_batches_tracked")]
@@ -59,7 +59,7 @@ def _weights(source: str, recipe: Recipe) -> State:
     return tensors(path) if path.suffix == ".safetensors" else read(path, torch.device("cpu"))
 
 
-def kept_by(path: Path) -> str:
+def _kept_by(path: Path) -> str:
     """Of a run folder or a checkpoint in it, which of its two networks the run keeps: student or teacher; else student."""
     for folder in (path, *path.parents[:2]):
         if (folder / "recipe.yaml").is_file():
