@@ -64,7 +64,7 @@ def test_a_profiled_run_says_where_its_time_went(tmp_path, method):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     found = json.loads((out / "profile.json").read_text())
-    parts = {"data and views", "forward", "backward", "optimiser", "teacher update", "probes and log", "checkpoint"}
+    parts = {"data", "views", "forward", "backward", "optimiser", "teacher update", "probes and log", "checkpoint"}
     assert set(found["seconds"]) == parts | ({"teacher forward"} if method == "byol" else set())
     assert all(s > 0 for s in found["seconds"].values())
     assert found["steps"] == 11

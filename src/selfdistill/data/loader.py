@@ -6,7 +6,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -44,29 +44,40 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """microseconds of all cores that a container may use in a period, and the period (docker --cpus)"""
 
 Report = Callable[[Path, str], None]
+Clock = Callable[[str], AbstractContextManager[object]]
+"""counts the time that a part of a step takes"""
 
 
 def training_views(
-    images: Images, recipe: Recipe, step: int, device: torch.device, report: Report, rank: int = 0, ranks: int = 1
+    images: Images,
+    recipe: Recipe,
+    step: int,
+    device: torch.device,
+    report: Report,
+    rank: int = 0,
+    ranks: int = 1,
+    clock: Clock = nullcontext,
 ) -> Generator[Views, None, None]:
     """The views of each micro-batch, on `device`. Files that prove unreadable are replaced by the next readable one and reported."""
     visible = visible_labels(images, recipe)
     order = micro_batches(recipe, len(images), step, rank, ranks, visible)
     labels = None if visible is None else visible.to(device)
-    for rounds, views in _views(images, recipe, device, report, order):
+    for rounds, views in _views(images, recipe, device, report, order, clock):
         # Which fill up the batch are there as images without a label, should they have one: their share is the recipe's.
         yield views if labels is None else views._replace(labels=labels[views.ids].where(rounds >= recipe.epochs, -1))
 
 
 def _views(
-    images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]]
+    images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]], clock: Clock
 ) -> Iterator[tuple[Tensor, Views]]:
     """The rounds [B] of each batch, and its views."""
     if isinstance(images, Pixels):
         pixels = images.pixels.to(device) if _fits(images.pixels, device) else images.pixels
         for rounds, index in order:
             batch, rounds = pixels[index.to(pixels.device)].to(device, non_blocking=True), rounds.to(device)
-            yield rounds, views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, rounds)
+            with clock("views"):
+                views = views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, rounds)
+            yield rounds, views
         return
     todo = (list(zip(rounds.tolist(), index.tolist(), strict=True)) for rounds, index in order)
     reported: set[Path] = set()
@@ -79,7 +90,9 @@ def _views(
             raise Failure(f"{len(bad)} files in a row could not be read, the last {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
         index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
         rounds = rounds.to(device, non_blocking=True)
-        yield rounds, views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, rounds)
+        with clock("views"):
+            views = views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, rounds)
+        yield rounds, views
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

@@ -107,7 +107,7 @@ def pretrain(
         console.print(f"left out: {path}: {reason}", soft_wrap=True, highlight=False, markup=False)
 
     clock = Clock(fabric.device, waits=profile)
-    views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size)
+    views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size, clock)
     monitor = journal = watch = lock = None
     ends = False
     try:
@@ -137,7 +137,7 @@ def pretrain(
                 losses: list[dict[str, Tensor]] = []
                 outputs: deque[tuple[Output, Output, Output]] = deque(maxlen=math.ceil(SEEN / recipe.micro_batch(fabric.world_size)))
                 for micro in range(recipe.accumulate):
-                    with clock("data and views"):
+                    with clock("data"):
                         seen = next(views)
                     if watch and micro == 0:
                         watch.before(seen, now)

@@ -89,7 +89,7 @@ class Monitor:
         row: dict[str, Any] = {"step": now.step, "epoch": round(now.epoch, 4), "loss": float(made.loss.detach()), "lr": lr}
         seconds = time.perf_counter() - self.logged
         row["images_per_second"] = round(self.steps * self.recipe.batch_size / seconds, 1)
-        row["data_share"] = round(self.clock.lap("data and views") / seconds, 4)
+        row["data_share"] = round((self.clock.lap("data") + self.clock.lap("views")) / seconds, 4)
         if len(made.losses) > 1:
             row |= {f"loss_{name}": float(value.detach()) for name, value in made.losses.items()}
         row["output_std"] = output_std(made.z.cls.detach().flatten(0, 1))
