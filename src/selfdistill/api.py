@@ -32,8 +32,9 @@ from selfdistill.train import diagnosis, loop
 from selfdistill.train.cautions import cautions
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
+from selfdistill.train.journal import say
 from selfdistill.train.resolve import preset_of, recipe_of, resolve, shown, with_preset
-from selfdistill.train.run import Run, labelled, load, new_folder, run_of
+from selfdistill.train.run import Run, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
 
@@ -115,19 +116,18 @@ def pretrain(
     if there := settings_of(recipe, [name for name in without if name not in gone]):
         recipe, source, changed = resolve(base, [*asked, *there], source)
     for note in source.notes:
-        console.print(note, soft_wrap=True)
+        say(console, note)
     if changed:
-        console.print(f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
-        console.print("\n".join(f"  {field}" for field in changed), soft_wrap=True, highlight=False, markup=False)
+        say(console, f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
+        say(console, "\n".join(f"  {field}" for field in changed))
     asks = any(word.startswith("preset=") for word in asked)
     if base.preset in PRESETS and not asks and (other := preset_of(source.train)) != base.preset:
-        own = f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that"
-        console.print(own, soft_wrap=True, highlight=False)
+        say(console, f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that")
     for name in gone:
         by = f"preset {recipe.preset} has" if name in lacking(with_preset(base, recipe.preset)[0], [name]) else "the settings have"
-        console.print(f"--without {name}: {by} taken it out already")
+        say(console, f"--without {name}: {by} taken it out already")
     for caution in cautions(recipe, len(source.train)):
-        console.print(caution, soft_wrap=True, highlight=False, markup=False)
+        say(console, caution)
     return loop.pretrain(recipe, source, path, False, module, console, profile)
 
 
@@ -173,7 +173,7 @@ def diagnosis_of(
         name, asked = RANDOM, [f"encoder={name}", *asked]
     if not is_run(name):
         of = subject_of(name, asked)
-        return diagnosis.of_backbone(of.backbone, of.source.test or of.source.train, of.recipe)
+        return diagnosis.of_backbone(of.backbone, of.source.looked_at, of.recipe)
     if Path(name).is_file():
         raise Misuse(f"{name}: is a file, and embeddings are read from {' and '.join(FORMATS)}")
     return diagnosis.of_run(run_of(what), augmentations)
@@ -274,7 +274,7 @@ def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str],
             )
     run.recipe = recipe
     if recipe.checkpoint.best:
-        labelled(run.source)  # raises: no labels, no kNN, no best
+        run.source.labelled()  # raises: no labels, no kNN, no best
     return run
 
 

@@ -11,6 +11,11 @@ def did_you_mean(word: str, words: Iterable[str], before: str = "", after: str =
     return f" Did you mean {before}{near[0]}{after}?" if near else ""
 
 
+def in_one_line(e: object, most: int | None = None) -> str:
+    """What an error of somebody else says, which may be pages, to stand within a message: its first `most` characters."""
+    return " ".join(str(e).split())[:most].rstrip(".:")
+
+
 class Misuse(ValueError):
     """The user asked for something that cannot be done: exit code 2."""
 

@@ -16,7 +16,7 @@ from zlib import crc32
 from pydantic import Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import core_schema
 
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Misuse, did_you_mean, in_one_line
 from selfdistill.spec import Spec, kind_of
 
 PYTHON = "python:"
@@ -49,7 +49,7 @@ def ingredient(slot: str) -> Callable[[S], S]:
         try:
             lacks = [name for name in ("build", *SLOTS[slot]) if not hasattr(cls(), name)]
         except (ValidationError, TypeError) as e:
-            raise Misuse(f"{cls.__name__}: each field of an ingredient has a default: {' '.join(str(e).split())}") from e
+            raise Misuse(f"{cls.__name__}: each field of an ingredient has a default: {in_one_line(e)}") from e
         kind = kind_of(cls)
         if not kind:
             raise Misuse(f'{cls.__name__}: an ingredient says its kind: kind: Literal["{cls.__name__.lower()}"] = "{cls.__name__.lower()}"')

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from selfdistill.errors import Misuse
+from selfdistill.errors import Misuse, in_one_line
 from selfdistill.own import Slot
 from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.head import DINOHead, Projector
@@ -95,10 +95,10 @@ class Recipe(Spec):
     preset: str = "auto"
     """what the data needs instead of ImageNet's values (presets.py); auto: by the data, none: the paper's values"""
     labels: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
-    """training images that keep their label, a number or a share of those that have one, drawn by seed, as many of each class as of any
-    other that has so many; none: labels are not trained on (probes look at them all the same)"""
+    """training images whose label may be learnt from: a number, or a share of those that have one, drawn by seed, as evenly over the
+    classes as their sizes allow; none: no label is trained on (probes look at all of them)"""
     labelled_share: float = Field(0.25, gt=0, le=1)
-    """of a batch, where there are labels to train on; the others are there without a label, should they have one"""
+    """of each batch, drawn from those; the rest of it is trained on without labels, even where an image has one"""
     on_bad_image: Literal["skip", "error"] = "skip"
     """skip a file that is no image and list it, or stop at the first"""
     max_bad_steps: int = Field(10, ge=0)
@@ -212,7 +212,7 @@ class Recipe(Spec):
         try:
             tree = yaml_of(path.read_text())
         except (OSError, ValueError) as e:
-            raise Misuse(f"{path}: cannot be read as a recipe: {' '.join(str(e).split())}") from e
+            raise Misuse(f"{path}: cannot be read as a recipe: {in_one_line(e)}") from e
         if not isinstance(tree, dict):
             raise Misuse(f"{path}: not a recipe: expected fields like method, encoder, teacher")
         made = {name: tree.pop(name, None) for name in RECORD}
@@ -267,7 +267,7 @@ def _edited(tree: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
         first = key.partition(".")[0]
         if slot and first not in Recipe.model_fields and first in _class_at(slot, tree[slot]).model_fields:
             key = f"{slot}.{key}"
-        tree = edited(Recipe, tree, key.split("."), value, key)
+        tree = edited(Recipe, tree, key.split("."), value)
         filled = key.removesuffix(".kind")
         if filled in Recipe.model_fields and isinstance(tree[filled], dict) and tree[filled].get("kind") == value:
             slot = filled

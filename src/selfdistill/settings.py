@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Misuse, did_you_mean, in_one_line
 from selfdistill.own import OWN, Slot
 from selfdistill.parts.encoder import Encoder
 from selfdistill.parts.schedule import Schedule
@@ -51,8 +51,8 @@ def yaml_from(tree: Any) -> str:
 
 
 def settings_in(tree: dict[Any, Any], base: Any, before: str = "") -> Iterator[str]:
-    """key=value for each entry of a user's YAML, key a path from `base`, the spec that it starts from; of a slot that it fills with
-    another kind one for all of it."""
+    """key=value for each entry of a user's YAML, key a path from `base`, the spec that it starts from. A slot that it fills with another
+    kind is one setting, with all its fields."""
     for key, value in tree.items():
         there = getattr(base, str(key), None) if isinstance(base, Spec) else base.get(key)
         kind = kind_of(type(there)) if isinstance(there, Spec) else ""
@@ -75,7 +75,7 @@ def yaml_of(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as e:  # ValueError: the 31st of a month that has 30
-        raise ValueError(" ".join(str(e).split())) from e
+        raise ValueError(in_one_line(e)) from e
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -92,12 +92,12 @@ def specs_of(annotation: Any) -> list[type[Spec]]:
     return [o for o in _options(annotation) if isinstance(o, type) and issubclass(o, Spec)]
 
 
-def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -> Any:
-    """`node`, the dump of a value of type `annotation`, with `value` at the path `names`. `key` is the whole path, for messages."""
-    if not names:
+def edited(annotation: Any, node: Any, path: list[str], value: str, at: int = 0) -> Any:
+    """`node`, the dump of a value of type `annotation` that stands at path[:at], with `value` at `path`."""
+    key, here = ".".join(path), ".".join(path[:at]) or "a recipe"
+    if at == len(path):
         return _parsed(annotation, node, value, key)
-    name, rest = names[0], names[1:]
-    here = key.removesuffix("." + ".".join(names)) if key != ".".join(names) else "a recipe"
+    name, rest = path[at], path[at + 1 :]
     of_names, specs = typing.get_origin(annotation) is dict, specs_of(annotation)
     if not (of_names or specs) or not (node is None or isinstance(node, dict)):
         raise Misuse(f"{key}={value}: {here} is a value and has no field {name}")
@@ -108,21 +108,22 @@ def edited(annotation: Any, node: Any, names: list[str], value: str, key: str) -
             return {other: was for other, was in node.items() if other != name}
         if of is not Any and name not in node:
             raise Misuse(f"{key}={value}: {here} has no {name}, only {', '.join(node)}.{did_you_mean(name, node)}")
-        return {**node, name: edited(of, node.get(name), rest, value, key)}
-    if names == ["kind"] and any(map(kind_of, specs)):  # teacher.kind=snapshot: another spec, with other fields, is teacher=snapshot
+        return {**node, name: edited(of, node.get(name), path, value, at + 1)}
+    if path[at:] == ["kind"] and any(map(kind_of, specs)):  # teacher.kind=snapshot: another spec, with other fields, is teacher=snapshot
         return node if node and node["kind"] == value else _parsed(annotation, node, value, here)
     if node is None:
         first = next(iter(specs[0].model_fields))
         raise Misuse(f"{key}={value}: {here} is none here; choose it first: {here}={kind_of(specs[0]) or f'{{{first}: ...}}'}")
     cls = next((c for c in specs if kind_of(c) == node.get("kind", "")), specs[0])
     if name not in cls.model_fields:
-        hint = did_you_mean(name, cls.model_fields, before=key[: -len(".".join(names))], after="".join(f".{n}" for n in rest), cutoff=0.5)
+        before, after = (f"{here}." if at else ""), "".join(f".{n}" for n in rest)
+        hint = did_you_mean(name, cls.model_fields, before, after, cutoff=0.5)
         hint += "".join(f" {here}={kind_of(c)} has {f}." for c in specs if c is not cls for f in get_close_matches(name, c.model_fields, 1))
         owner = f"{here}={node['kind']}" if "kind" in node else here
         fields = ", ".join(f for f in cls.model_fields if f != "kind") or "no fields"
         raise Misuse(f"{key}={value}: unknown key; {owner} has {fields}.{hint}")
     annotation = typing.get_type_hints(cls, include_extras=True)[name]
-    return {**node, name: edited(annotation, node.get(name), rest, value, key)}
+    return {**node, name: edited(annotation, node.get(name), path, value, at + 1)}
 
 
 def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:

@@ -59,8 +59,8 @@ def kind_of(cls: type[BaseModel]) -> str:
 
 
 def problems(e: ValidationError, tree: Any, before: str = "") -> str:
-    """What is wrong with the fields of `tree`, plain data: "path=value: why", each once; of a list and its item, the item. before: the
-    path at which the tree stands."""
+    """What is wrong with the fields of `tree`, plain data: "path=value: why", each once, and of a list with a wrong item the
+    item alone. before: the path at which the tree stands."""
     errors = e.errors()
     inner = [error for error in errors if not any(other["loc"][: len(error["loc"])] == error["loc"] != other["loc"] for other in errors)]
     return "; ".join(dict.fromkeys(_problem(error, tree, before) for error in inner))

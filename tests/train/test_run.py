@@ -27,7 +27,6 @@ from selfdistill.train import checkpoint, loop, monitor
 from selfdistill.train.clock import Clock
 from selfdistill.train.journal import Journal
 from selfdistill.train.resolve import with_preset
-from selfdistill.train.run import labelled
 from tests.conftest import TINY, TINY_OF
 from tests.crash import lines, same, state_of, until
 
@@ -374,7 +373,7 @@ def test_resume_with_what_the_run_chose_by_itself(tiny_source, tmp_path):
 def test_labels_of_which_none_could_be_held_out_are_no_missing_labels(tmp_path):
     source = Source("singles", Pixels(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8), tuple("abcdefgh")))
     with pytest.raises(sd.Misuse, match="singles has labels, and no image could be held out"):
-        labelled(source)
+        source.labelled()
 
 
 def test_a_bank_of_fewer_images_than_neighbours_ends_its_run(tmp_path):

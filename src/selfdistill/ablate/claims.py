@@ -133,7 +133,7 @@ def _value(word: str, results: Results, seed: int) -> float | None:
 
 def _spearman(pairs: list[tuple[float, float]]) -> float | None:
     """None where one side is constant."""
-    from scipy.stats import spearmanr  # scikit-learn brings it; it takes a second to import
+    from scipy.stats import spearmanr  # takes a second to import
 
     rho = float(spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic)
     return rho if math.isfinite(rho) else None

@@ -19,7 +19,7 @@ from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
 from selfdistill.disk import json_of, object_of, write_whole
 from selfdistill.errors import Misuse
-from selfdistill.train.run import machine, versions
+from selfdistill.train.machine import machine, versions
 
 SHOWN = {"knn": "{:.3f}", "linear": "{:.3f}", "output_std": "{:.3f}", "rank": "{:.1f}", "seconds": "{:.0f}"}
 """columns of numbers, before those that only a claim names"""

@@ -18,7 +18,7 @@ from selfdistill.ablate.claims import Claim, ScaleName, terms
 from selfdistill.ablate.edits import check
 from selfdistill.ablate.edits import without as edits
 from selfdistill.data.images import Source
-from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean, in_one_line
 from selfdistill.methods import METHODS
 from selfdistill.recipe import Recipe
 from selfdistill.spec import Spec, problems
@@ -146,7 +146,7 @@ def read(text: str, name: str) -> Table:
         tree = yaml.safe_load(text)
         return Table.model_validate(tree)
     except yaml.YAMLError as e:
-        raise Misuse(f"{name}: no YAML: {' '.join(str(e).split())}") from e
+        raise Misuse(f"{name}: no YAML: {in_one_line(e)}") from e
     except ValidationError as e:
         raise Misuse(f"{name}: {problems(e, tree)}") from e
 

@@ -82,8 +82,7 @@ def doctor() -> None:
     import torch
 
     from selfdistill.data.sources import SOURCES, data_root
-    from selfdistill.train.resolve import has_bf16
-    from selfdistill.train.run import machine, versions
+    from selfdistill.train.machine import has_bf16, machine, versions
 
     found = {
         **versions(),

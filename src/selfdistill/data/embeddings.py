@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.errors import Misuse, require
+from selfdistill.errors import Misuse, in_one_line, require
 
 FORMATS = (".npy", ".parquet")
 COLUMNS = ("features", "embedding", "embeddings")
@@ -82,7 +82,7 @@ def _npy(path: Path) -> np.ndarray[Any, Any]:
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise Misuse(f"{path}: cannot be read as .npy: {' '.join(str(e).split())}") from e
+        raise Misuse(f"{path}: cannot be read as .npy: {in_one_line(e)}") from e
     if not isinstance(found, np.ndarray):
         raise Misuse(f"{path}: an archive of several arrays: save one with numpy.save")
     return found
@@ -96,7 +96,7 @@ def _parquet(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | N
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as e:
-        raise Misuse(f"{path}: cannot be read as parquet: {' '.join(str(e).split())[:200]}") from e
+        raise Misuse(f"{path}: cannot be read as parquet: {in_one_line(e, 200)}") from e
     types = {field.name: field.type for field in table.schema}
 
     def holds(name: str, *kinds: str) -> bool:

@@ -42,6 +42,9 @@ class Pixels:
     def channels(self) -> int:
         return self.pixels.shape[1]
 
+    def path(self, i: int) -> None:
+        """An image in memory lies nowhere."""
+
     def holds(self, path: Path) -> bool:
         return False
 
@@ -155,6 +158,22 @@ class Source:
         """Whether `path` is one of the files that its images are read from."""
         return any(images.holds(path) for images in (self.train, self.test, self.bank) if images is not None)
 
+    @property
+    def looked_at(self) -> Images:
+        """What pictures and diagnoses are of: held-out images, or training ones where none are held out."""
+        return self.test or self.train
+
+    def labelled(self) -> tuple[Images, Tensor, Images, Tensor]:
+        """(bank, its labels, held-out images, their labels), without those that have no label. Raises `Misuse` where there are none."""
+        bank, test = self.bank or self.train, self.test
+        if test is None and bank.labels is not None:
+            raise Misuse(f"data={self.name} has labels, and no image could be held out for the probes: a class needs two images at least")
+        if test is None or any(images.labels is None or not (images.labels >= 0).any() for images in (bank, test)):
+            raise Misuse(
+                f"data={self.name} has no labels, which the probes need: put each class into a folder of its own, or name a labelled set"
+            )
+        return *_with_label(bank), *_with_label(test)
+
     def of_channels(self, channels: int) -> Source:
         """As a network of so many channels looks at it: grey images as RGB, colour as grey levels. Raises `Misuse` for other numbers."""
         found = self.train.channels
@@ -178,6 +197,13 @@ class Source:
             return ""
         file, reason = self.bad[0]
         return f"{self.name}: {len(self.bad)} bad files are left out, the first: {printable(file)}: {reason}"
+
+
+def _with_label(images: Images) -> tuple[Images, Tensor]:
+    """Those that have one, and it: -1 is none."""
+    assert images.labels is not None
+    rows = (images.labels >= 0).nonzero()[:, 0]
+    return (images, images.labels) if len(rows) == len(images) else (images.pick(rows), images.labels[rows])
 
 
 def picked(labels: Tensor | None, rows: Tensor) -> Tensor | None:

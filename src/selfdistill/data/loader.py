@@ -22,7 +22,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 from selfdistill.data.images import Encoded, Images, Pixels
 from selfdistill.data.order import micro_batches, visible_labels
 from selfdistill.data.reading import BadImage, Photo
-from selfdistill.errors import Failure
+from selfdistill.errors import Failure, in_one_line
 from selfdistill.parts import collective
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
@@ -63,7 +63,7 @@ def training_views(
     order = micro_batches(recipe, len(images), step, rank, ranks, visible)
     labels = None if visible is None else visible.to(device)
     for rounds, views in _views(images, recipe, device, report, order, clock):
-        # Which fill up the batch are there as images without a label, should they have one: their share is the recipe's.
+        # What fills up the batch counts as unlabelled, even where an image has a label: the labelled share is the recipe's.
         yield views if labels is None else views._replace(labels=labels[views.ids].where(rounds >= recipe.epochs, -1))
 
 
@@ -267,7 +267,7 @@ def workers_alive() -> Iterator[None]:
 
 def _died(e: Exception) -> Failure:
     return Failure(
-        f"one of the processes that decode images died ({' '.join(str(e).split())[:160]}). Killed for memory? "
+        f"one of the processes that decode images died ({in_one_line(e, 160)}). Killed for memory? "
         "Fewer need less: workers=2. The last checkpoint is untouched: --resume goes on"
     )
 

@@ -17,11 +17,11 @@ def micro_batches(
     recipe: Recipe, images: int, step: int, rank: int = 0, ranks: int = 1, visible: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rounds, index), [batch_size / accumulate / ranks] each, for each micro-batch of this rank, from optimiser step `step` to the
-    run's end: which image, and which time it comes, by which its views are drawn.
+    run's end: which image, and which time it comes. Its augmentation is drawn from both.
 
-    An epoch is a permutation of all images, by seed and epoch alone, and their round; what does not fill a batch is left out until the
-    next. Where labels are trained on (`visible` [N], -1 for no label), a share of each batch is labelled: few images, that come many
-    times an epoch and are in a round of their own, beyond the epochs', each time.
+    An epoch is a permutation of all images, by seed and epoch alone, and its number is their round; what does not fill a batch is left
+    out until the next. Where labels are trained on (`visible` [N], -1 for no label), a share of each batch is labelled: few images, that
+    come many times an epoch, so their rounds count on from `recipe.epochs`, and each time is drawn afresh.
     """
     share = recipe.micro_batch(ranks)
     labelled = None if visible is None else (visible >= 0).nonzero()[:, 0]
@@ -42,15 +42,16 @@ def micro_batches(
 
 def next_labelled(labelled: Tensor, count: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """([count] labelled images of a step, the next in an endless row of permutations; [count], which of these it is)."""
-    places = torch.arange(step * count, (step + 1) * count)
-    n = len(labelled)
-    orders = {int(c): permutation(seed + 1, int(c), n) for c in (places // n).unique()}
-    return torch.stack([labelled[orders[int(place) // n][place % n]] for place in places]), places // n
+    places, n = torch.arange(step * count, (step + 1) * count), len(labelled)
+    times = places // n
+    first, last = int(times[0]), int(times[-1])
+    row = torch.cat([permutation(seed + 1, time, n) for time in range(first, last + 1)])
+    return labelled[row[places - first * n]], times
 
 
 def visible_labels(images: Images, recipe: Recipe) -> Tensor | None:
-    """[N] int64, the labels that the run may learn from, -1 for the others: `recipe.labels` of them, drawn by seed, as many of each class
-    as of any other that has so many.
+    """[N] int64, the labels that the run may learn from, -1 for the others: `recipe.labels` of them, drawn by seed, as evenly
+    over the classes as their sizes allow.
 
     Raises `Misuse` when there are no labels, fewer than asked, or not one for each class.
     """

@@ -79,5 +79,5 @@ def _smaller(images: Encoded, i: int, side: int, quality: int) -> bytes | str:
     try:
         image.save(buffer, "JPEG", quality=quality)
     except OSError as e:  # a JPEG has 65,500 pixels to a side
-        return f"{printable(images.path(i))}: cannot be written as a JPEG of {image.width} x {image.height} pixels: {e}"
+        return f"{images.path(i)}: cannot be written as a JPEG of {image.width} x {image.height} pixels: {e}"
     return buffer.getvalue()

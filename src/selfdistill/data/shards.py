@@ -92,9 +92,11 @@ def open_shards(data: str) -> Source:
 
     A sample is what shares a key, the name up to its first dot: an image, and `KEY.cls` (an integer) or the field `label` of `KEY.json`
     for its label, or where there are none of these the image's folder; an image may have none, and with fewer than two classes none has.
-    Of two images with a key the one of a single ending is it (KEY.png beside KEY.mask.png), else the first. Shards whose name has one of
-    HELD_OUT as a word, or their folder's where the shards are of several, are held out, the first of these whose labels are the training
-    set's; without any, a tenth of each class is. Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
+    If two images share a key, the one with a single ending is taken (KEY.png, not KEY.mask.png), else the first. Shards whose name has a
+    word of HELD_OUT, or whose folder has where they lie in several, are held out; of several such splits, the first whose labels are the
+    training set's. Without any, a tenth of each class is held out.
+
+    Raises `Misuse`: no such file, no image, or an archive that is compressed or damaged.
     """
     words = [os.path.join(data, "*.tar")] if os.path.isdir(data) else [data] if os.path.isfile(data) else _expanded(data)
     found = {word: _matching(word) for word in words}

@@ -23,7 +23,7 @@ from selfdistill.data.images import Files, Images, Pixels, Source
 from selfdistill.data.reading import printable
 from selfdistill.data.shards import is_shards, open_shards
 from selfdistill.data.table import PREFIX, open_table
-from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean, in_one_line
 from selfdistill.own import PYTHON
 
 # scikit-learn and torchvision are imported where they are used: a command that opens a folder starts without them.
@@ -206,7 +206,7 @@ def _fetching(name: str, debian: str = "", patience: float = 30.0) -> Iterator[N
     except (OSError, RuntimeError, ValueError, EOFError, zlib.error, struct.error) as error:
         package = f" or install the Debian package {debian}" if debian else ""
         raise Failure(
-            f"cannot read or download the data set {name} ({' '.join(str(error).split())}):"
+            f"cannot read or download the data set {name} ({in_one_line(error)}):"
             f" put torchvision's files of it into {data_root()} (SELFDISTILL_DATA names another folder){package}"
         ) from error
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor
 from selfdistill.data.images import Encoded, Source, picked
 from selfdistill.data.reading import BadImage, Photo, open_photo, printable
 from selfdistill.data.splits import HELD_OUT, split_of, tenth_held_out
-from selfdistill.errors import Failure, Misuse, require
+from selfdistill.errors import Failure, Misuse, in_one_line, require
 
 PREFIX = "hf:"
 PLAIN = ("int", "uint", "bool", "float", "string", "large_string")
@@ -49,7 +49,7 @@ class Rows(Encoded):
         return open_photo(Path(self.path(i)), cell["bytes"])
 
     def path(self, i: int) -> str:
-        return f"{self.name}[{int(self.rows[i])}]"
+        return printable(f"{self.name}[{int(self.rows[i])}]")
 
     def _inside(self, path: str) -> Path:
         real = os.path.realpath(path)
@@ -76,7 +76,7 @@ def open_table(data: str) -> Source:
     try:
         loaded = _load(datasets, name)
     except Exception as e:  # the hub's, Arrow's and the file system's errors share no class
-        raise Failure(f"data={data}: cannot be loaded: {' '.join(str(e).split())[:300]}") from e
+        raise Failure(f"data={data}: cannot be loaded: {in_one_line(e, 300)}") from e
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     train = splits.get("train", next(iter(splits.values())))
     images = _rows(datasets, name, train)

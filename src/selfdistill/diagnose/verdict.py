@@ -20,7 +20,7 @@ LOW_RANK = 1 / 3
 """of ln(rank_limit): the entropy of the singular values, which is ln(effective rank), below it has lost dimensions. 0 is one direction,
 1 all of them alike"""
 SPANNED = 1 / 2
-"""of ln(rank_limit): ln of the directions that vary at all. That the others do not is certain, so more may be left than above"""
+"""of ln(rank_limit): ln of the directions that vary at all. Stricter than LOW_RANK: a direction that does not vary is beyond doubt"""
 ONE_LINE = 1.05
 """of direction_rank: below it 97 % of what the directions vary is along one line, as of two points, whatever noise adds to the rank;
 healthy runs of the papers' recipes have 2 and more"""

@@ -58,8 +58,8 @@ def nearest_among(chunks: Iterable[tuple[Tensor, Tensor]], queries: Tensor, k: i
 def _candidates(similarity: Tensor, bound: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """At most k values and columns of each row of [q, n], among them the row's k largest that exceed its `bound` [q, 1].
 
-    What is above the k-th best so far lies in blocks whose largest is; beyond the first chunks few are, and most columns are read
-    once. A full topk at k = 200 would cost more than the product.
+    A column enters a row's k best only if it exceeds `bound`, the k-th best so far, and then its block's largest does too. After the first
+    chunks few blocks do; of the others only the largest is looked at. A full topk at k = 200 would cost more than the product.
     """
     spare = -similarity.shape[1] % BLOCK
     if spare:

@@ -58,7 +58,7 @@ def export(subject: Subject, format: str, of: str | None = None, out: Path | Non
         name = subject.name.removeprefix(TIMM) if subject.name.startswith(TIMM) else Path(subject.name).stem
         out = subject.folder / "export" / f"{format}-{who}" if subject.folder else Path("export") / f"{name}-{format}"
     source, recipe = subject.source, subject.recipe
-    images = next(plain_batches(spread(source.test or source.train, IMAGES), recipe.views, torch.device("cpu"), recipe.workers))
+    images = next(plain_batches(spread(source.looked_at, IMAGES), recipe.views, torch.device("cpu"), recipe.workers))
     kept = Kept(backbone.cpu(), recipe, who, images)
     with torch.no_grad():
         subject.check_finite(kept.backbone(images))

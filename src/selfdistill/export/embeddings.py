@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.data.images import Images, Pixels
+from selfdistill.data.images import Images
 from selfdistill.data.loader import plain_batches
 from selfdistill.disk import check_place, whole_file
 from selfdistill.errors import Misuse, require
@@ -64,7 +64,7 @@ def embedded(subject: Subject, say: Callable[[str], None]) -> Iterator[tuple[lis
 
         def report(i: int, reason: str, images: Images = images, bad: list[int] = bad) -> None:
             bad.append(i)
-            say(f"unreadable, its features are NaN: {path_of(images, i)}: {reason}")
+            say(f"unreadable, its features are NaN: {images.path(i)}: {reason}")
 
         at = 0
         for x in plain_batches(images, recipe.views, device_of(subject.backbone), recipe.workers, BATCH, report):
@@ -77,13 +77,9 @@ def embedded(subject: Subject, say: Callable[[str], None]) -> Iterator[tuple[lis
         start += at
 
 
-def path_of(images: Images, i: int) -> str | None:
-    return None if isinstance(images, Pixels) else images.path(i)
-
-
 def _row(split: str, images: Images, start: int, i: int) -> Row:
     label = None if images.labels is None or images.labels[i] < 0 else int(images.labels[i])
-    return Row(start + i, split, path_of(images, i), label, None if label is None else images.classes[label])
+    return Row(start + i, split, images.path(i), label, None if label is None else images.classes[label])
 
 
 Batches = Iterator[tuple[list[Row], Tensor]]

@@ -16,7 +16,7 @@ from selfdistill.data.reading import BadImage, read_image
 from selfdistill.disk import check_place, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.neighbours import alike, mean_cosine, nearest_to
-from selfdistill.export.embeddings import embedded, path_of
+from selfdistill.export.embeddings import embedded
 from selfdistill.train.subject import Subject
 
 TILE, CAPTION, COLUMNS, LINE = 144, 34, 6, 22
@@ -114,7 +114,8 @@ def _at(source: Source, place: int) -> tuple[Images, int]:
 
 
 def _path(source: Source, place: int) -> str:
-    return path_of(*_at(source, place)) or f"{source.name}[{place}]"
+    images, i = _at(source, place)
+    return images.path(i) or f"{source.name}[{place}]"
 
 
 def _picture(source: Source, place: int) -> Image.Image:

@@ -193,10 +193,9 @@ def _pooled(h: Tensor) -> Tensor:
 
 
 def _token_wise(net: nn.Module) -> tuple[str, ...]:
-    """The names of the parts of a ViT's last block that treat each token by itself, where the class token alone is read of what comes
-    after: its attention's projection and its MLP. None of a network that may do otherwise than timm's: one's own forward pass, or
-    blocks that share parts; nor where features are averaged, or where a block is computed again when it is no longer known what was
-    read of it (checkpointing)."""
+    """The names of the modules of a ViT's last block that act on each token by itself (attention's projection, MLP), through which only
+    tokens that are read need pass. Empty where that might change the result: a forward pass other than timm's, averaged features,
+    modules that blocks share, or checkpointing, which runs the block again when it is no longer known what was read."""
     if type(net) is not VisionTransformer or net.global_pool != "token" or net.grad_checkpointing or not len(net.blocks):
         return ()
     block: Any = net.blocks[-1]

@@ -11,7 +11,7 @@ from timm.models import is_model_in_modules
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from selfdistill.errors import Failure, Misuse, did_you_mean
+from selfdistill.errors import Failure, Misuse, did_you_mean, in_one_line
 from selfdistill.own import PYTHON
 from selfdistill.parts.backbone import Backbone, why
 from selfdistill.spec import Spec
@@ -62,7 +62,7 @@ class Encoder(Spec):
             net = copy.deepcopy(module)
             net = net if net.training else net.train()  # else a BatchNorm that the user froze stays frozen
         except Exception as e:  # whatever a module's parts say
-            raise Misuse(f"encoder: {kind} cannot be copied: {' '.join(str(e).split())}") from e
+            raise Misuse(f"encoder: {kind} cannot be copied: {in_one_line(e)}") from e
         backbone, state = self._backbone(net, size), net.state_dict()
         more = [key for key, value in state.items() if not isinstance(value, Tensor)]
         if more:
@@ -70,7 +70,7 @@ class Encoder(Spec):
         try:
             net.load_state_dict({key: value.clone() for key, value in state.items()})
         except Exception as e:
-            raise Misuse(f"encoder: {kind} cannot load its own state, so no run of it could go on: {' '.join(str(e).split())}") from e
+            raise Misuse(f"encoder: {kind} cannot load its own state, so no run of it could go on: {in_one_line(e)}") from e
         return backbone
 
     def _backbone(self, net: nn.Module, size: int) -> Backbone:
@@ -184,7 +184,7 @@ def _timm(name: str, spec: Encoder, size: int, options: dict[str, Any]) -> nn.Mo
             problem = e
         except Exception as e:  # the hub's and the network's errors share no class
             if options.get("pretrained"):
-                why = " ".join(str(e).split())[:200]
+                why = in_one_line(e, 200)
                 raise Failure(f"timm:{name}: its weights cannot be had ({why}): download them elsewhere, and init_from=FILE") from e
             problem = e
     raise Misuse(

@@ -1,7 +1,8 @@
 """How a prediction is compared with a target, and which views are compared.
 
-A spec builds, for projections of `dim` and `targets` global views, a module called as `loss(p, t, pairs, progress)`, p: [V, B, D],
-t: [G, B, D], pairs: (student view, teacher view). It gives the mean over pairs and images. What it remembers (a centre, a queue)
+A spec builds, for projections of `dim` and `targets` global views that the teacher sees, a module called as
+`loss(p, t, pairs, progress)`, p: [V, B, D], t: [G, B, D], pairs: (student view, teacher view); `labels` alone is called as
+`loss(p, labels)`. It gives the mean over pairs and images. What it remembers (a centre, a queue)
 is a buffer and moves in `update`, once per optimiser step.
 """
 

@@ -6,5 +6,5 @@ T = TypeVar("T")
 
 
 class Noted(list[T]):
-    """What the forward passes of a step noted for the `update` after it, which empties it; of a step that is not made,
-    `Siamese.forget` does."""
+    """What the forward passes of a step noted for the `update` after it, which empties it; `Siamese.forget` does where the step is not
+    made."""

@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets over many outputs, without a tensor that is kept: what backward needs, it computes again."""
+"""Cross-entropy with soft targets over many outputs, which keeps no further tensor of p's size: backward computes the softmax again."""
 
 from __future__ import annotations
 

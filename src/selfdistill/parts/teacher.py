@@ -98,7 +98,7 @@ class SharedTeacher(nn.Module):
 
     def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
         if masks is not None:
-            return self._student[0]((crops,), masks, hide=False)  # [G, B, D]
+            return self._student[0]((crops,), masks, hide=False)  # cls [G, B, D], patch [M, D]
         return Output(z.cls[: len(crops)])  # [G, B, D]
 
     def update(self, student: nn.Module, progress: Progress) -> None:
@@ -118,7 +118,7 @@ class Copy(nn.Module):
 
     @torch.no_grad()
     def forward(self, crops: Tensor, ids: Tensor, masks: Tensor | None, z: Output) -> Output:
-        return self.net((crops,), masks, hide=False)  # [G, B, D]
+        return self.net((crops,), masks, hide=False)  # cls [G, B, D], patch [M, D]
 
     @torch.no_grad()
     def follow(self, student: nn.Module, tau: float) -> None:

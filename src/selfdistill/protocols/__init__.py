@@ -47,7 +47,7 @@ def protocols_of(names: Iterable[str], settings: Iterable[str] = ()) -> dict[str
         known = PROTOCOLS[name].model_fields
         if not eq or field not in known:
             raise Misuse(f"{setting}: {name} has {', '.join(known)}.{did_you_mean(field, known, f'{name}.')}")
-        fields[name][field] = edited(get_type_hints(PROTOCOLS[name], include_extras=True)[field], None, [], value, key)
+        fields[name][field] = edited(get_type_hints(PROTOCOLS[name], include_extras=True)[field], None, [name, field], value, at=2)
     return {name: _made(name, of) for name, of in fields.items()}
 
 

@@ -35,7 +35,7 @@ class Look:
     @cached_property
     def images(self) -> Images:
         """At most IMAGES held-out ones; training images where none are held out."""
-        return spread(self.run.source.test or self.run.source.train, IMAGES)
+        return spread(self.run.source.looked_at, IMAGES)
 
     @property
     def part(self) -> str:

@@ -11,7 +11,6 @@ import torch
 from matplotlib.markers import MarkerStyle
 from PIL import Image
 
-from selfdistill.data.images import Encoded
 from selfdistill.data.loader import in_memory
 from selfdistill.report.embeddings import by_class, plane_of, shown
 from selfdistill.report.pictures import Look
@@ -57,7 +56,7 @@ def scatter_of(look: Look) -> Scatter:
     xy = plane_of(look.features[rows])
     low, high = xy.min(0), xy.max(0)
     xy = MARGIN + (xy - low) / (high - low).clip(min=1e-9) * (SIDE - 2 * MARGIN)
-    where = [images.path(i) for i in range(len(images))] if isinstance(images, Encoded) else [f"image {i}" for i in rows.tolist()]
+    where = [images.path(n) or f"image {row}" for n, row in enumerate(rows.tolist())]
     points, names = [Point(x, y, GREY, 0, said) for (x, y), said in zip(xy.tolist(), where, strict=True)], []
     for name, members, colour, marker in by_class(images.labels, images.classes, len(images)):
         for i in members.nonzero()[:, 0].tolist():

@@ -13,10 +13,10 @@ from selfdistill.recipe import Recipe, leaves
 
 
 def cautions(recipe: Recipe, images: int) -> list[str]:
-    """What a recipe does not come to in so few epochs of so many images, and what is not of the whole batch: a sentence each."""
+    """A sentence for each setting without effect in so few steps, and for each that sees micro-batches where the paper has the batch."""
     found = []
     steps = recipe.epochs * (images // recipe.batch_size)
-    teacher, micro = recipe.teacher, f"of micro-batches of {recipe.batch_size // recipe.accumulate} images"
+    teacher, micro = recipe.teacher, f"micro-batches of {recipe.batch_size // recipe.accumulate} images"
     if isinstance(teacher, Snapshot) and teacher.every != "epoch" and teacher.every >= steps:
         found.append(f"teacher.every={teacher.every} and {steps} steps in all: the teacher stays what it was before the first")
     for name, term in recipe.terms.items():
@@ -25,13 +25,15 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
         compares = isinstance(term.loss, NTXent | Swapped) or isinstance(getattr(term.loss, "target", None), Sinkhorn)
         if recipe.accumulate > 1 and compares:
             what = "negatives" if isinstance(term.loss, NTXent) else "codes"
-            found.append(f"accumulate={recipe.accumulate}: the {what} of terms.{name} are {micro}, not of the batch of {recipe.batch_size}")
+            found.append(
+                f"accumulate={recipe.accumulate}: the {what} of terms.{name} are of {micro}, not of the batch of {recipe.batch_size}"
+            )
     if recipe.accumulate > 1:
         heads = (recipe.projector, recipe.patch_projector, recipe.predictor)
         if _has_batchnorm(recipe.encoder, recipe.views.size) or any(getattr(head, "bn", "none") != "none" for head in heads):
-            found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are {micro}")
+            found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are of {micro}")
         if isinstance(recipe.predictor, LeastSquares):
-            found.append(f"accumulate={recipe.accumulate}: the predictor is solved on {micro.removeprefix('of ')}")
+            found.append(f"accumulate={recipe.accumulate}: the predictor is solved on {micro}")
     for path, value in leaves(recipe):
         if path.endswith("warmup") and value >= recipe.epochs:
             of = path.removesuffix(".warmup")
@@ -45,7 +47,7 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
 
 
 def _has_batchnorm(encoder: Encoder, size: int) -> bool:
-    """Of a module of the user's own it is not known here."""
+    """False for a module of the user's own, which is not at hand here."""
     if encoder.name.startswith("timm:"):
         return any(isinstance(module, _BatchNorm) for module in encoder.build(size).modules())
     return encoder.name in (*RESNETS, "resnet-small")

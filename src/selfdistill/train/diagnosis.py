@@ -75,7 +75,7 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     if began is None:
         raise Misuse(f"{run.path}: no probe in metrics.jsonl yet (probe_every={run.recipe.probe_every}). --resume continues the run")
     last = next(row for row in reversed(run.metrics) if row.get("verdict"))
-    images = spread(run.source.test or run.source.train, IMAGES)
+    images = spread(run.source.looked_at, IMAGES)
     features = of_backbone(run.backbone, images, run.recipe).of["features"]
     gap = predictor_gap(run, augmentations)._asdict() if run.recipe.predictor and run.recipe.teacher.kind != "expectation" else {}
     if not all(map(math.isfinite, gap.values())):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfdistill.data.images import Images
 from selfdistill.data.order import micro_batches, visible_labels
 from selfdistill.disk import write_whole
-from selfdistill.errors import Failure
+from selfdistill.errors import Failure, in_one_line
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
 
@@ -134,7 +134,7 @@ def all_present(fabric: Fabric, how_to_go_on: str) -> Iterator[None]:
             raise
         raise Failure(
             f"process {fabric.global_rank} of {fabric.world_size} lost another one, which was killed or failed: see its own message "
-            f"({' '.join(str(e).split())[:120]}). The last checkpoint is untouched. Go on with: {how_to_go_on}"
+            f"({in_one_line(e, 120)}). The last checkpoint is untouched. Go on with: {how_to_go_on}"
         ) from e
 
 
@@ -146,5 +146,5 @@ def compiled(recipe: Recipe) -> Iterator[None]:
     except Exception as e:
         if recipe.compile != "on" or not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        said = " ".join(str(e).partition("\nSet TORCH")[0].split())[:300]
+        said = in_one_line(str(e).partition("\nSet TORCH")[0], 300)
         raise Failure(f"compile=on: {said}. compile=off, in a new run, trains without") from e

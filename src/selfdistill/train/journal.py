@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selfdistill.disk import rows_of, write_whole
-from selfdistill.errors import Failure
-from selfdistill.train.loggers import Logger, in_short
+from selfdistill.errors import Failure, in_one_line
+from selfdistill.train.loggers import Logger
 from selfdistill.train.notebook import Live
 
 
@@ -65,7 +65,9 @@ class Journal:
                 logger.log(row["step"], scalars)
             except Exception as e:  # each client has errors of its own, and none is worth a run
                 self.loggers.remove(logger)
-                self.say(f"{type(logger).__name__}: {in_short(e)}. It gets no more of this run, of which metrics.jsonl has every line")
+                self.say(
+                    f"{type(logger).__name__}: {in_one_line(e, 300)}. It gets no more of this run, of which metrics.jsonl has every line"
+                )
         shown = {"loss": "loss {:.3f}", "output_std": "std {:.2f}", "knn_top1": "kNN {:.3f}", "images_per_second": "{:.0f} images/s"}
         said = "  ".join(form.format(self.last[key]) for key, form in shown.items() if self.last.get(key) is not None)
         self.bar.update(self.task, completed=row["step"], epoch=f"{row['epoch']:.1f}", said=said)
@@ -75,7 +77,7 @@ class Journal:
             self.say(f"epoch {row['epoch']:.0f}  step {row['step']}  {said}  {row.get('verdict', '')}")
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+        say(self.console, sentence)
 
     def close(self) -> None:
         self.bar.stop()
@@ -87,4 +89,9 @@ class Journal:
             try:
                 logger.close(ended=self.last.get("step") == self.total)
             except Exception as e:
-                self.say(f"{type(logger).__name__}: {in_short(e)}. It may lack the last lines, which metrics.jsonl has")
+                self.say(f"{type(logger).__name__}: {in_one_line(e, 300)}. It may lack the last lines, which metrics.jsonl has")
+
+
+def say(console: Console, sentence: str) -> None:
+    """Prints it as it is, on a console of the user's own too: names of files may have brackets and colons."""
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False, emoji=False)

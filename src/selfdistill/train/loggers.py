@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.disk import merge, object_of, rows_of, write_whole
-from selfdistill.errors import Failure, require
+from selfdistill.errors import Failure, in_one_line, require
 from selfdistill.recipe import Recipe, leaves
 
 
@@ -143,14 +143,9 @@ def open_loggers(recipe: Recipe, folder: Path, step: int) -> list[Logger]:
             for logger in opened:
                 logger.close(ended=False)
             raise Failure(
-                f"log={name}: {in_short(e)}: {WAYS.get(name, 'is the disk full?')}, and go on with --out {folder} --resume"
+                f"log={name}: {in_one_line(e, 300)}: {WAYS.get(name, 'is the disk full?')}, and go on with --out {folder} --resume"
             ) from e
     return opened
-
-
-def in_short(e: Exception) -> str:
-    """One line: a client's errors may be pages."""
-    return " ".join(str(e).split())[:300].rstrip(".:")
 
 
 def _remembered(folder: Path) -> dict[str, Any]:

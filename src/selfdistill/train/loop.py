@@ -35,12 +35,12 @@ from selfdistill.train.allocator import keep_freed_memory
 from selfdistill.train.clock import Clock
 from selfdistill.train.faults import Guard, Interrupted, Stopped, all_present, compiled, signals
 from selfdistill.train.initial import initialised
-from selfdistill.train.journal import Journal
+from selfdistill.train.journal import Journal, say
 from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
-from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, labelled, make_folder, record_of
+from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, make_folder, record_of
 from selfdistill.views.draw import mix
 
 SEEN = 64
@@ -76,7 +76,7 @@ def pretrain(
     console = console or Console(markup=False, emoji=False)
     if recipe.init_from and not (resume and out and Run(out).checkpoint.exists()):
         backbone, said = initialised(recipe, encoder)
-        console.print(said, soft_wrap=True, highlight=False, markup=False)
+        say(console, said)
     else:
         backbone = recipe.encoder.build(recipe.views.size, encoder)
     siamese = Siamese(recipe, len(source.train), backbone)
@@ -88,7 +88,7 @@ def pretrain(
     if recipe.compile == "on":
         for network in siamese.networks.values():
             network.backbone.compile()
-    console.print(f"precision={recipe.precision} compile={recipe.compile}", highlight=False)
+    say(console, f"precision={recipe.precision} compile={recipe.compile}")
     model, optimizer = fabric.setup(siamese, recipe.optimizer.build(siamese.param_groups()))
 
     if not resume:
@@ -104,7 +104,7 @@ def pretrain(
     def bad(path: Path, reason: str) -> None:
         if recipe.on_bad_image == "error":
             raise Misuse(f"{path}: {reason}. on_bad_image=skip trains on the others")
-        console.print(f"left out: {path}: {reason}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"left out: {path}: {reason}")
 
     clock = Clock(fabric.device, waits=profile)
     views = training_views(source.train, recipe, start, fabric.device, bad, fabric.global_rank, fabric.world_size, clock)
@@ -119,7 +119,7 @@ def pretrain(
             journal = Journal(out, start, total, console, open_loggers(recipe, out, start))
             monitor = Monitor(recipe, source, journal, clock, refused)
             if recipe.probe_every == "auto":
-                console.print(f"probe_every={monitor.every}", highlight=False)
+                say(console, f"probe_every={monitor.every}")
             watch = Profile(out, siamese, recipe, clock) if profile else None
             for of_the_end in ("summary.json", EVALUATION, DIAGNOSIS) if start < total else ():  # a collapse had ended it, and it goes on
                 (out / of_the_end).unlink(missing_ok=True)
@@ -185,7 +185,7 @@ def pretrain(
             _finish(run, siamese, journal)
     del meeting  # not before: the processes talk through it
     if watch and watch.steps:  # none where nothing was left to do
-        console.print(watch.finish(), soft_wrap=True, highlight=False)
+        say(console, watch.finish())
     if ends:
         raise Stopped(
             f"stopped at epoch {after.epoch:.0f} of {recipe.epochs} (on_collapse=stop). {run.summary['because']} What there is: {out}"
@@ -258,7 +258,7 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     summary = object_of(run.path / "summary.json") | journal.last  # a run that had ended keeps what protocols added
     summary["images"] = len(run.source.train)
     try:
-        bank, labels, test, targets = labelled(run.source)
+        bank, labels, test, targets = run.source.labelled()
     except Misuse:
         pass
     else:

@@ -21,7 +21,7 @@ from selfdistill.siamese import Siamese, Step
 from selfdistill.train.clock import Clock
 from selfdistill.train.journal import Journal
 from selfdistill.train.probe import collapse
-from selfdistill.train.run import features_of, labelled
+from selfdistill.train.run import features_of
 
 BANK, QUERIES = 10_000, 2_000
 """images of the online kNN at most; evaluate uses all"""
@@ -44,7 +44,7 @@ class Monitor:
         self.recipe, self.journal, self.clock = recipe, journal, clock
         self.sets: tuple[Images, Tensor, Images, Tensor] | None = None
         try:
-            bank, _, test, _ = labelled(source)
+            bank, _, test, _ = source.labelled()
             bank, test = spread(bank, BANK), spread(test, QUERIES)
             assert bank.labels is not None
             assert test.labels is not None

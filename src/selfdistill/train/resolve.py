@@ -15,10 +15,11 @@ from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods import METHODS
 from selfdistill.own import use
 from selfdistill.parts.contrast import InfoNCE, Swapped
-from selfdistill.presets import PRESETS, Changes, preset_for
+from selfdistill.presets import PRESETS, preset_for
 from selfdistill.recipe import Recipe, diff, leaves, under, validated
 from selfdistill.train.loggers import check as check_loggers
-from selfdistill.train.run import labelled, load
+from selfdistill.train.machine import has_bf16
+from selfdistill.train.run import load
 
 REPAID = 10_000
 """steps of a GPU that repay a minute or two of compilation; a CPU's seldom do: 97 s for 1.15 times the rate (docs/performance.md)"""
@@ -96,7 +97,7 @@ def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) 
         )
     _queues_fit(recipe, len(source.train))
     if recipe.checkpoint.best:
-        labelled(source)  # raises: no labels, no kNN, no best
+        source.labelled()  # raises: no labels, no kNN, no best
     if recipe.labels is not None:
         visible_labels(source.train, recipe)  # raises: no labels, or too few, before anything is written
         assert recipe.projector is not None  # a classifier, says Recipe
@@ -123,9 +124,9 @@ def shown(base: Recipe, changes: Sequence[str]) -> tuple[Recipe, list[Changed]]:
 
 
 def _early(base: Recipe, changes: Sequence[str]) -> Recipe:
-    """The recipe with those changes alone that no preset makes, `EARLY`. Raises `Misuse` for changes that are refused alike with the
-    paper's values and with every preset's: a slip is answered before a large folder is opened, and no value of the paper's is held
-    against what the data's preset will have."""
+    """The recipe with those changes alone that no preset makes, `EARLY`. Raises `Misuse` where the changes are refused in the same words
+    with the paper's values and with every preset's: a slip is answered before a large folder is opened. What fits one preset alone is
+    not refused yet: it may be the data's."""
 
     def refusal(preset: str) -> str:
         try:
@@ -171,8 +172,10 @@ def preset_of(images: Images) -> str:
     return preset_for(len(images), images.channels, min(images.pixels.shape[-2:]) if isinstance(images, Pixels) else None)
 
 
-def _changes(preset: str, method: str) -> Changes:
-    return PRESETS[preset].changes + PRESETS[preset].methods.get(method, ())
+def _changes(preset: str, method: str) -> dict[str, tuple[str, str]]:
+    """A field's value and the reason; where the preset has one for all methods too, the method's own."""
+    changes = PRESETS[preset].changes + PRESETS[preset].methods.get(method, ())
+    return {setting.partition("=")[0]: (setting.partition("=")[2], why) for setting, why in changes}
 
 
 def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
@@ -185,15 +188,16 @@ def with_preset(recipe: Recipe, name: str) -> tuple[Recipe, list[Changed]]:
     if name not in PRESETS:
         raise Misuse(f"preset={name}: allowed: {', '.join(PRESETS)}, none, auto.{did_you_mean(name, PRESETS)}")
     changes = _changes(name, recipe.method)
-    # A slot that a recipe of the user's own leaves empty, or fills with another kind, has not every field that a preset changes.
-    paths, keys = [path for path, _ in leaves(recipe)], {setting.partition("=")[0] for setting, _ in changes}
-    fitting = {key for key in keys if key.partition(".")[0] in keys or any(under(key, path) for path in paths)}
-    fitting -= {key for key in keys for path in _users(recipe) if under(key, path)}
-    changes = tuple(change for change in changes if change[0].partition("=")[0] in fitting)
-    changed = recipe.edit([setting for setting, _ in changes])
+    paths, users = [path for path, _ in leaves(recipe)], _users(recipe)
+
+    def fits(key: str) -> bool:  # a slot that the user leaves empty, or fills with another kind, lacks fields that a preset changes
+        there = key.partition(".")[0] in changes or any(under(key, path) for path in paths)
+        return there and not any(under(key, path) for path in users)
+
+    changes = {key: new for key, new in changes.items() if fits(key)}
+    changed = recipe.edit(f"{key}={value}" for key, (value, _) in changes.items())
     differing = [path for path, _, _ in diff(recipe, changed)]
-    last = {setting.partition("=")[0]: (setting.partition("=")[2], why) for setting, why in changes}
-    found = [Changed(key, _short(recipe, key), *new) for key, new in last.items() if any(under(key, path) for path in differing)]
+    found = [Changed(key, _short(recipe, key), *new) for key, new in changes.items() if any(under(key, path) for path in differing)]
     return changed, found
 
 
@@ -202,8 +206,7 @@ def _without_preset(recipe: Recipe) -> Recipe:
     if recipe.method not in METHODS or recipe.preset not in PRESETS:
         return recipe
     tree, papers, users = recipe.model_dump(), METHODS[recipe.method].model_dump(), _users(recipe)
-    for setting, _ in _changes(recipe.preset, recipe.method):
-        key = setting.partition("=")[0]
+    for key in _changes(recipe.preset, recipe.method):
         *slots, field = key.split(".")
         mine, theirs = _at(tree, slots), _at(papers, slots)
         alike = mine and theirs and mine.get("kind") == theirs.get("kind")  # else the user filled the slot otherwise
@@ -250,11 +253,3 @@ def _queues_fit(recipe: Recipe, images: int) -> None:
                 f"terms.{name}.loss.prototypes={loss.prototypes}: a micro-batch with its queue is {samples} samples, which cannot be "
                 f"shared out equally among more prototypes (SwAV Sec. 3.1). Set it to {samples // 2} or less, or give a queue"
             )
-
-
-def has_bf16() -> bool:
-    """Hardware with bf16 arithmetic: Ampere and later, CPUs with AMX or AVX512-BF16."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Private, but in every release since 2.9; the public torch.cpu.get_capabilities is younger.
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from selfdistill import own
-from selfdistill.data.images import Encoded, Files, Images, Source
-from selfdistill.data.loader import cores, plain_batches
+from selfdistill.data.images import Files, Images, Source
+from selfdistill.data.loader import plain_batches
 from selfdistill.data.reading import printable
 from selfdistill.data.sources import Data, given, open_source
 from selfdistill.disk import flushed, object_of, rows_of, whole_folder
@@ -32,6 +30,7 @@ from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.backbone import Backbone, device_of
 from selfdistill.recipe import FORMAT, Recipe
 from selfdistill.settings import yaml_from, yaml_of
+from selfdistill.train.machine import versions
 from selfdistill.train.weights import fill, tensors
 
 EVALUATION, DIAGNOSIS = "evaluation.json", "diagnosis.json"
@@ -170,7 +169,7 @@ class Run:
         return self._frozen(self.backbone)
 
     def _frozen(self, backbone: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        bank, labels, test, targets = labelled(self.source)
+        bank, labels, test, targets = self.source.labelled()
         return features_of(backbone, bank, self.recipe), labels, features_of(backbone, test, self.recipe), targets
 
 
@@ -208,7 +207,7 @@ def features_of(network: nn.Module, images: Images, recipe: Recipe, bf16: bool =
     bad: dict[int, str] = {}
 
     def report(i: int, reason: str) -> None:
-        bad[i] = f"{printable(images.path(i)) if isinstance(images, Encoded) else i}: {reason}"
+        bad[i] = f"{images.path(i) or i}: {reason}"
 
     with _lent(network) as device:
         found = features(network, plain_batches(images, recipe.views, device, recipe.workers, report=report), bf16)
@@ -229,39 +228,6 @@ def _lent(network: nn.Module) -> Iterator[torch.device]:
         yield device
     finally:
         network.to(home)
-
-
-def labelled(source: Source) -> tuple[Images, Tensor, Images, Tensor]:
-    """(bank, its labels, held-out images, their labels). Raises `Misuse` where there are none."""
-    bank, test = source.bank or source.train, source.test
-    if test is None and bank.labels is not None:
-        raise Misuse(f"data={source.name} has labels, and no image could be held out for the probes: a class needs two images at least")
-    if test is None or any(images.labels is None or not (images.labels >= 0).any() for images in (bank, test)):
-        raise Misuse(
-            f"data={source.name} has no labels, which the probes need: put each class into a folder of its own, or name a labelled set"
-        )
-    return *_with_label(bank), *_with_label(test)
-
-
-def _with_label(images: Images) -> tuple[Images, Tensor]:
-    """Those that have one, and it: -1 is none."""
-    assert images.labels is not None
-    rows = (images.labels >= 0).nonzero()[:, 0]
-    return (images, images.labels) if len(rows) == len(images) else (images.pick(rows), images.labels[rows])
-
-
-def versions() -> dict[str, str]:
-    """What a result may depend on."""
-    return {
-        "python": platform.python_version(),
-        **{p: version(p) for p in ("selfdistill", "torch", "torchvision", "timm", "numpy", "pillow")},
-    }
-
-
-def machine() -> str:
-    """What a time depends on, in words."""
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(cuda) or f"{cores()} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def new_folder(out: Path | None, stem: str) -> Path:

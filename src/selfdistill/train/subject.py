@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from selfdistill.data.images import Images, Pixels, Source
 from selfdistill.data.loader import in_memory
 from selfdistill.data.sources import open_source
-from selfdistill.errors import Misuse, did_you_mean
+from selfdistill.errors import Misuse, did_you_mean, in_one_line
 from selfdistill.methods import METHODS
 from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 from selfdistill.train.initial import initialised
 from selfdistill.train.resolve import on_data
-from selfdistill.train.run import Run, features_of, labelled, load, run_of, untrained
+from selfdistill.train.run import Run, features_of, load, run_of, untrained
 from selfdistill.train.trained import siamese_of
 
 RAW, RANDOM, TIMM = "raw-pixels", "random-init", "timm:"
@@ -51,7 +51,7 @@ class Subject:
     @cached_property
     def images(self) -> tuple[Images, Tensor, Images, Tensor]:
         """(bank, its labels, held-out images, their labels). Raises `Misuse` without labels."""
-        return labelled(self.source)
+        return self.source.labelled()
 
     @cached_property
     def frozen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -196,7 +196,7 @@ def _noted(file: Path) -> list[str]:
         with safetensors.safe_open(file, "pt") as opened:
             notes = opened.metadata() or {}
     except Exception as e:  # SafetensorError, and what numbers in a damaged header provoke
-        raise Misuse(f"{file}: refused: no .safetensors, or damaged ({' '.join(str(e).split())[:200]})") from e
+        raise Misuse(f"{file}: refused: no .safetensors, or damaged ({in_one_line(e, 200)})") from e
     known = {"encoder": "encoder", "views.size": "size", "views.mean": "mean", "views.std": "std"}
     return ["preset=none", *(f"{key}={notes[of]}" for key, of in known.items())] if all(of in notes for of in known.values()) else []
 

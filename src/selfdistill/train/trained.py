@@ -49,7 +49,7 @@ def predictor_gap(run: Run | str | Path, augmentations: int = 32, images: int = 
     if augmentations < 2 or images < 2:
         raise Misuse(f"augmentations={augmentations}, images={images}: an expectation, and another image's, take two of each at least")
     siamese = siamese_of(run)
-    pixels = in_memory(spread(run.source.test or run.source.train, images), recipe.views, recipe.workers).pixels
+    pixels = in_memory(spread(run.source.looked_at, images), recipe.views, recipe.workers).pixels
 
     def outputs(ids: Tensor, draw: int) -> tuple[Tensor, Tensor, Tensor]:
         z, p, t = siamese.outputs(views_of_pixels(pixels[ids], ids, recipe.views, recipe.global_views, SEED, draw))

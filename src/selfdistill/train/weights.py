@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from selfdistill.errors import Failure, Misuse
+from selfdistill.errors import Failure, Misuse, in_one_line
 from selfdistill.recipe import check_format
 
 
@@ -34,7 +34,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except Exception as e:  # SafetensorError, OSError, and what numbers in a damaged header provoke
-        raise Misuse(f"{path}: refused: no .safetensors, or damaged ({' '.join(str(e).split())[:200]})") from e
+        raise Misuse(f"{path}: refused: no .safetensors, or damaged ({in_one_line(e, 200)})") from e
 
 
 def fill(module: nn.Module, state: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Augmentations as data. The operations themselves are in crop.py and color.py."""
+"""Augmentations as data. The operations are in crop.py, color.py and masks.py, their order in augment.py."""
 
 from __future__ import annotations
 
