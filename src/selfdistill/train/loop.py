@@ -9,11 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -33,6 +31,7 @@ from selfdistill.siamese import Siamese, Step
 from selfdistill.train import checkpoint
 from selfdistill.train.allocator import keep_freed_memory
 from selfdistill.train.clock import Clock
+from selfdistill.train.fabric import fabric_of
 from selfdistill.train.faults import Guard, Interrupted, Stopped, all_present, compiled, signals
 from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal, say
@@ -64,9 +63,7 @@ def pretrain(
     fails, `Stopped` when on_collapse=stop ended the run, once all is written, `Interrupted` once a signal's checkpoint is written.
     """
     keep_freed_memory()
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not Apple's, which has no float64 to draw a crop's corner in
-    precision: Any = "bf16-mixed" if recipe.precision == "bf16" else "32-true"
-    fabric = Fabric(accelerator=accelerator, devices=recipe.devices, precision=precision)
+    fabric = fabric_of(recipe)
     meeting = meet_on_loopback(recipe.devices)  # after Fabric said that there are so many devices
     fabric.launch()
     recipe.micro_batch(fabric.world_size)  # refuses a batch that the devices cannot share

@@ -92,7 +92,7 @@ class Monitor:
         row["data_share"] = round((self.clock.lap("data") + self.clock.lap("views")) / seconds, 4)
         if len(made.losses) > 1:
             row |= {f"loss_{name}": float(value.detach()) for name, value in made.losses.items()}
-        row["output_std"] = output_std(made.z.cls.detach().flatten(0, 1))
+        row["output_std"] = output_std(made.z.cls.detach().flatten(0, 1).float())
         if probing:
             found, verdict = collapse(made, siamese, now)
             row |= {**found, **self.knn(siamese), "verdict": verdict.state, "because": str(verdict)}
