@@ -13,6 +13,9 @@ from sklearn.datasets import load_digits
 import selfdistill as sd
 from selfdistill import api
 from selfdistill.ablate import em
+from selfdistill.data.sources import open_source
+from selfdistill.methods import METHODS
+from selfdistill.train.resolve import resolve
 from selfdistill.views.draw import permutation
 
 SHORT = {"rounds": 3, "steps": 3, "augmentations": 2, "images": 60}
@@ -113,6 +116,22 @@ def test_the_objective_is_that_of_unit_vectors(rounds):
         assert 0 < simsiam.m_step < 4
         assert simsiam.output_std > 0.5
         assert simsiam.effective_rank > 10
+
+
+def test_the_order_in_which_images_are_stored_does_not_matter(monkeypatch):
+    """Folders are sorted by class. BatchNorm over a batch of one class would take the class out of eta."""
+    etas, distance = [], em.distance
+    monkeypatch.setattr(em, "distance", lambda z, eta: (etas.append(eta), distance(z, eta))[1])
+    images, labels, _, _ = open_source("digits").labelled()
+    rows = torch.cat([(labels == label).nonzero()[:40, 0] for label in (0, 1)])  # by class
+    recipe = resolve(METHODS["simsiam"], ["data=digits", "batch_size=40"])[0].edit(em.ALTERNATION)
+    apart = []
+    for order in (torch.arange(80), permutation(0, 0, 80)):
+        etas.clear()
+        list(em.alternation(recipe, images.pixels[rows[order]], 1, 1, 4))
+        eta, label = etas[0], labels[rows[order]]
+        apart.append(float((eta[label == 0].mean(0) - eta[label == 1].mean(0)).norm()))
+    assert apart[0] == pytest.approx(apart[1], rel=0.2)
 
 
 def test_the_mean_is_the_e_step():

@@ -119,10 +119,15 @@ def alternation(recipe: Recipe, pixels: Tensor, rounds: int, steps: int, augment
         views = views_of_pixels(pixels[ids], ids, recipe.views, 1, recipe.seed, draw)
         return F.normalize(siamese.student(views.crops).cls[0], dim=-1)  # [b, D]
 
+    chunks = min(-(-len(pixels) // batch), len(pixels) // 2)  # of two images or more: BatchNorm
+
     @torch.no_grad()
     def same_draws() -> Tensor:
-        chunks = torch.arange(len(pixels)).tensor_split(min(-(-len(pixels) // batch), len(pixels) // 2))  # of two or more: BatchNorm
-        return torch.stack([torch.cat([projections(ids, a) for ids in chunks]) for a in range(augmentations)])  # [A, N, D]
+        z = []
+        for a in range(augmentations):
+            order = permutation(recipe.seed, a, len(pixels))  # in a folder's own, BatchNorm would see one class and take its mean away
+            z.append(torch.cat([projections(ids, a) for ids in order.tensor_split(chunks)])[order.argsort()])
+        return torch.stack(z)  # [A, N, D]
 
     z = same_draws()
     for step in range(rounds * steps):
