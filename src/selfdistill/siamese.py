@@ -129,12 +129,17 @@ class Siamese(nn.Module):
         for term in self.terms.children():
             term.update()  # type: ignore[operator]
 
-    def forget(self) -> None:
-        """A step that is not made: drops what its forward passes noted for `after_step`."""
+    def forget(self, progress: Progress) -> None:
+        """In place of `after_step`, for a step that is not made: drops what its forward passes noted. What is `timed`, moved by the number
+        of steps and not by a step, moves all the same: a snapshot that is due would else come an epoch later."""
         for module in self.modules():
             for value in vars(module).values():
                 if isinstance(value, Noted):
                     value.clear()
+        if getattr(self.teacher, "timed", False):
+            self.teacher.update(self.student, progress)
+        if getattr(self.predictor, "timed", False):
+            self.predictor.update(progress)
 
     def changed_by_forward(self) -> list[Tensor]:
         """Statistics of BatchNorm, and a predictor that is solved on each batch; everything else moves in `after_step`."""

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -229,3 +230,18 @@ def test_more_files_than_one_batch_keep_their_order(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("selfdistill.data.folder.BATCH", 7)
     source: Source = open_folder(many(tmp_path, ".", 50))
     assert names(source.train, tmp_path) == [f"{i:03}.png" for i in range(50)]
+
+
+def test_a_stack_of_which_the_first_is_read_and_12_bits_in_16_are_said(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (3, 8, 8), dtype=np.uint16)
+    for name, factor in {"microscope": 1, "scaled": 16}.items():
+        pages = [Image.fromarray(page * factor) for page in deep]
+        (tmp_path / name).mkdir()
+        pages[0].save(tmp_path / name / "a.tif", save_all=True, append_images=pages[1:])
+        pages[0].save(tmp_path / name / "b.png")
+    said, scaled = (open_folder(tmp_path / name).notes for name in ("microscope", "scaled"))
+    frames = "of 2 images looked at 1 have several frames (pages, a stack, an animation): the first of each is used"
+    assert frames in said
+    assert frames in scaled
+    assert any(f"2 have 16 bits and no value above {deep[0].max()}: they are nearly black" in note and "by 16 " in note for note in said)
+    assert not any("16 bits" in note for note in scaled)

@@ -146,6 +146,23 @@ def test_a_step_that_is_not_finite_leaves_nothing_and_a_resume_knows_of_it(slots
     assert same(whole, state_of(resumed))
 
 
+def test_a_snapshot_that_is_due_is_taken_though_the_step_is_not_made(tiny_source, tmp_path, poisoned, monkeypatch):
+    """The third step ends the first epoch: left out, the second would be taught by the student of the start."""
+    written, write = {}, checkpoint.write_whole
+
+    def recorded(path, content):
+        state = torch.load(io.BytesIO(content), weights_only=True)
+        written[state["step"]] = state["model"]
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_whole", recorded)
+    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
+    sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **{**TINY, "teacher": "snapshot", "teacher.every": "epoch"})
+    pairs = {name: name.replace("teacher.net.", "student.") for name in written[3] if name.startswith("teacher.net.")}
+    for step, alike in ((2, False), (3, True)):
+        assert all(torch.equal(written[step][mine], written[step][theirs]) for mine, theirs in pairs.items()) == alike
+
+
 def test_a_bad_step_at_a_probe_says_nothing_of_the_network(tiny_source, tmp_path, poisoned):
     run = sd.pretrain("byol", data=tiny_source, out=tmp_path / "run", **{**TINY, "probe_every": 1, "on_collapse": "stop"})
     assert [row["step"] for row in run.metrics if row.get("verdict")] == [6]

@@ -43,7 +43,7 @@ EDITS: dict[str, Edit] = {
     "sharpening": Edit(
         "terms.*.loss.target.temperature={base: <terms.*.loss.temperature>}", "targets as soft as the student's prediction", "DINO Fig. 7"
     ),
-    "masks": Edit("views.masks.probability=0", "the student sees every patch", "iBOT Table 9"),
+    "masks": Edit("views.masks.probability=0", "no patch is hidden, and the patch term, of hidden ones alone, is 0", "iBOT Table 9"),
     "multi-crop": Edit("views.locals=none", "no local crops; the global ones keep their scale", "DINO Table 7, SwAV"),
     "consistency": Edit("terms.consistency.weight={base: 0}", "labels alone: the supervised baseline", "Mean Teacher Table 2"),
     "output-bn": Edit("projector.bn=hidden", "no BatchNorm at the projector's output", "SimSiam Table 3b", of=("all",)),

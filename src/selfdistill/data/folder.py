@@ -12,12 +12,13 @@ from typing import Literal, get_args
 import torch
 
 from selfdistill.data.images import Files, Source
-from selfdistill.data.reading import BadImage, extensions, inspect, printable
+from selfdistill.data.reading import BadImage, extensions, inspect, printable, remarks
 from selfdistill.data.splits import HELD_OUT, tenth_held_out
 from selfdistill.errors import Misuse
 
 Policy = Literal["skip", "error"]
 BATCH = 1024  # files in flight while they are inspected: memory stays flat for a folder of millions
+LOOKED_AT = 32  # files that are opened for `remarks`
 
 
 def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> Source:
@@ -68,6 +69,7 @@ def open_folder(path: str | os.PathLike[str], on_bad_image: Policy = "skip") -> 
     if others:
         endings = ", ".join(ending or "none" for ending, _ in others.most_common(5))
         notes.append(f"{others.total()} files are not used: their names have no ending of an image's ({printable(endings)})")
+    notes += remarks([root / name for name in good[:: -(-len(good) // LOOKED_AT)]])
     if bad:
         notes.append(f"{len(bad)} bad files are left out:" + _some(bad, most=50, before="\n  "))
     return Source(printable(root), train, test, bad=tuple(bad), notes=tuple(notes))

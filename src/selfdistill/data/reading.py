@@ -6,7 +6,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,8 @@ UPRIGHT = {
 ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
+DARK = 4096
+"""a set of 16-bit images that stays below it is of 12 bits or fewer, as microscopes write it, and would be read as 16 grey levels"""
 HEAD = 8192
 """bytes that hold a JPEG's header, unless it brings a colour profile or a preview"""
 
@@ -122,6 +124,32 @@ def inspect(path: Path) -> str | None:
     return None
 
 
+def remarks(paths: Sequence[Path]) -> list[str]:
+    """A sentence on what these files, good ones, hold beyond what is read of them: frames, and grey levels in the lower of 16 bits."""
+    several, peaks = 0, []
+    for path in paths:
+        with suppress(BadImage), _opened(path) as file:
+            image = _by_pillow(file)
+            several += getattr(image, "is_animated", False) and image.format != "MPO"  # a camera's, with a preview or a second eye
+            if _is_16_bit(image):
+                peaks.append(int(np.asarray(image).max()))
+    found = []
+    if several:
+        found.append(
+            f"of {len(paths)} images looked at {several} have several frames (pages, a stack, an animation): the first of each is used"
+        )
+    if peaks and max(peaks) < DARK:
+        found.append(
+            f"of {len(paths)} images looked at {len(peaks)} have 16 bits and no value above {max(peaks)}: they are nearly black, since the "
+            f"upper 8 bits are read. Multiply all of them by {65536 // (max(peaks) + 1)} first"
+        )
+    return found
+
+
+def _is_16_bit(image: ImageFile.ImageFile) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT)
+
+
 def _regular(path: Path) -> BinaryIO:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -170,7 +198,7 @@ def _check_size(width: int, height: int) -> None:
     """Raises ValueError."""
     limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice its limit
     if limit is not None and width * height > limit:
-        raise ValueError(f"{width}x{height} pixels, more than Pillow's limit of {limit} (a decompression bomb?)")
+        raise ValueError(f"{width}x{height} pixels, more than Pillow's limit of {limit} (a decompression bomb?): cut it into tiles")
     if min(width, height) < 2:
         raise ValueError(f"{width}x{height} pixels, smaller than 2x2")
 
@@ -196,7 +224,7 @@ def _tail(file: BinaryIO, length: int = 64) -> bytes:
 def _upright_rgb(photo: ImageFile.ImageFile, turned: int = 1) -> Image.Image:
     photo.load()
     image = photo.transpose(UPRIGHT[turned]) if turned in UPRIGHT else photo
-    if image.mode.startswith("I;16") or (image.mode == "I" and photo.format in SIXTEEN_BIT):
+    if _is_16_bit(photo):
         return _grey(np.asarray(image) >> 8)
     if image.mode in ("I", "F"):
         return _grey(_to_255(np.asarray(image), (255, 65535) if image.mode == "I" else (1, 255, 65535)))

@@ -107,6 +107,7 @@ class LeastSquaresPredictor(_Linear):
 
 class DirectPredictor(_Linear):
     F: Tensor
+    timed = True
 
     def __init__(self, spec: DirectPred, dim: int):
         super().__init__(dim)

@@ -141,6 +141,8 @@ class EMATeacher(Copy):
 class SnapshotTeacher(Copy):
     """A copy of all that the student is, BatchNorm's statistics too: they are those of its weights."""
 
+    timed = True
+
     def __init__(self, student: nn.Module, spec: Snapshot):
         super().__init__(student)
         self.every = spec.every

@@ -17,8 +17,10 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
     found = []
     steps = recipe.epochs * (images // recipe.batch_size)
     teacher, micro = recipe.teacher, f"micro-batches of {recipe.batch_size // recipe.accumulate} images"
-    if isinstance(teacher, Snapshot) and teacher.every != "epoch" and teacher.every >= steps:
-        found.append(f"teacher.every={teacher.every} and {steps} steps in all: the teacher stays what it was before the first")
+    if isinstance(teacher, Snapshot):
+        every = images // recipe.batch_size if teacher.every == "epoch" else teacher.every
+        if every * (1 + teacher.lag) >= steps:
+            found.append(f"teacher.every={teacher.every} and {steps} steps in all: the teacher stays what it was before the first")
     for name, term in recipe.terms.items():
         if isinstance(term.loss, Swapped) and term.loss.queue > 0 and term.loss.queue_from >= recipe.epochs:
             found.append(f"terms.{name}.loss.queue_from={term.loss.queue_from:g} and epochs={recipe.epochs}: the queue is never used")

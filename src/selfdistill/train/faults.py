@@ -19,6 +19,7 @@ from selfdistill.data.images import Images
 from selfdistill.data.order import micro_batches, visible_labels
 from selfdistill.disk import write_whole
 from selfdistill.errors import Failure, in_one_line
+from selfdistill.parts.schedule import Progress
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
 
@@ -60,8 +61,8 @@ class Guard:
         for kept, now in zip(self.before, self._alike(), strict=True):
             torch._foreach_copy_(kept, now)
 
-    def passes(self, step: int, loss: Tensor, fabric: Fabric, came: list[int]) -> bool:
-        """Whether the step may be made; if not, the model is as it was before. step: its number, from 1 as in metrics.jsonl.
+    def passes(self, after: Progress, loss: Tensor, fabric: Fabric, came: list[int]) -> bool:
+        """Whether the step may be made; if not, the model is as it was before. after: counts it.
 
         `norm` is then that of all gradients together, `signum` the signal that came to any rank, 0 for none. Raises `Stopped` at one
         bad step too many.
@@ -76,9 +77,9 @@ class Guard:
             return True
         for kept, now in zip(self.before, self._alike(), strict=True):
             torch._foreach_copy_(now, kept)
-        self.siamese.forget()
-        self.bad.append(step)
-        self._note(step, float(loss.detach()), float(self.norm), writes=fabric.is_global_zero)
+        self.siamese.forget(after)
+        self.bad.append(after.step)
+        self._note(after.step, float(loss.detach()), float(self.norm), writes=fabric.is_global_zero)
         return False
 
     def _note(self, step: int, loss: float, norm: float, writes: bool) -> None:

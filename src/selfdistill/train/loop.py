@@ -150,7 +150,7 @@ def pretrain(
                 if step == start and fabric.world_size > 1:
                     _all_learn(siamese)
                 with clock("optimiser"):
-                    passed = guard.passes(step + 1, made.loss, fabric, came)
+                    passed = guard.passes(after, made.loss, fabric, came)
                 if passed:  # else all is as before the step
                     with clock("optimiser"):
                         _clip(model, recipe, guard.norm)
