@@ -183,6 +183,13 @@ def test_what_a_yaml_of_ones_own_leaves_out_is_as_the_method_has_it(tmp_path, te
     assert recipe_of(str(path)) == (shown(recipe, settings)[0] if "preset" in text else recipe.edit(settings))
 
 
+def test_a_key_that_a_yaml_has_twice_is_refused(tmp_path):
+    """Else the last would win without a word."""
+    (tmp_path / "mine.yaml").write_text("method: byol\nteacher:\n  tau: 0.9\nepochs: 3\nepochs: 4\n")
+    with pytest.raises(sd.Misuse, match=r"mine.yaml.*epochs stands twice \(the second in line 5\): leave one out"):
+        recipe_of(str(tmp_path / "mine.yaml"))
+
+
 def test_a_yaml_of_no_known_method_leaves_nothing_out(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("method: bylo\nlr: 0.3\n")

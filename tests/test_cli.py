@@ -8,6 +8,7 @@ import torch.distributed as dist
 import yaml
 from PIL import Image
 
+import selfdistill as sd
 from selfdistill import api
 from selfdistill.cli.app import console
 from selfdistill.errors import Misuse
@@ -67,6 +68,7 @@ def photos(tmp_path):
 
 
 MISUSE = [
+    (["data=hf:"], ["hf:NAME", "hf:FOLDER"]),
     (["teacher.tua.base=1"], ["teacher.tua.base", "tau"]),
     (["epoch=3"], ["epoch", "epochs"]),
     (["epochs=-1"], ["epochs=-1", "greater than or equal to 1"]),
@@ -303,6 +305,7 @@ def test_methods_diff_and_doctor(run):
     assert {"simsiam", "byol", "dino", "ibot", "simclr", "moco", "swav", "mean-teacher"} <= set(out.split())
     _, out, _ = run("diff", "simsiam", "byol")
     assert "teacher.tau.base" in out
+    assert "terms.views.loss.target.temperature.warmup" in run("diff", "byol", "dino")[1]  # whole, where no terminal's width binds
     code, out, _ = run("doctor")
     assert code == 0
     assert "torch" in out
@@ -324,6 +327,26 @@ def test_a_run_or_a_recipe_may_have_an_equals_sign_in_its_path(command, tmp_path
     for words in ("show tau=0.yaml", "ablate lr=0.1 --plan", "evaluate lr=0.1/checkpoints/last.ckpt", "diagnose lr=0.1"):
         assert command(*words.split())[0] == 0, words
     assert "data=nowhere" in command("pretrain", "tau=0.yaml", "data=nowhere")[2]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(command, tmp_path, monkeypatch):
+    """A shell leaves that of --out=~/run to us, and Python all."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert command("pretrain", "simsiam", "data=digits", *FAST, "--no-report", "--out=~/run")[0] == 0
+    assert command("export", str(tmp_path / "home" / "run"), "--format", "safetensors", "--out=~/kept")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == ["kept", "run"]
+    assert sd.load("~/run").recipe.method == "simsiam"
+    with pytest.raises(sd.Misuse, match="exists already"):
+        sd.pretrain("simsiam", data="digits", out="~/run")
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_setting_longer_than_a_name_may_be_is_a_setting(command, tmp_path):
+    assert command("pretrain", "simsiam", "data=digits", *FAST, "--no-report", "--out", "run")[0] == 0
+    rates = ",".join(f"{n / 1000:.3f}" for n in range(1, 60))
+    code, _, err = command("evaluate", "run", "--protocol", "linear", f"linear.rates=[{rates},x]")
+    assert code == 2
+    assert "linear.rates" in err
 
 
 def test_what_is_left_out_is_said_where_it_is_measured(command, photos):

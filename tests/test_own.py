@@ -123,6 +123,7 @@ def test_an_own_loss_is_the_function(tiny_source, tmp_path):
     [
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no recipe"),
+        ("import sys\nsys.exit(0)", "SystemExit"),
         ("import selfdistill as sd\nA = sd.METHODS['byol'].edit(['seed=1'])\nB = A.edit(['seed=2'])", "defines A, B"),
         ("import selfdistill as sd\nA = sd.METHODS['byol'].edit(['sed=1'])", "sed=1: unknown key"),
     ],

@@ -109,7 +109,7 @@ def pretrain(
             raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
     check(without)  # a slip is answered before a large folder of images is opened
-    path = new_folder(Path(out), "") if out else None  # before a large folder of images is opened
+    path = new_folder(Path(out).expanduser(), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)
     gone = lacking(recipe, without)  # the recipe as its data's preset has it
     edits(base, gone)  # raises: nor has the paper's
@@ -169,7 +169,7 @@ def diagnosis_of(
         return diagnosis.of_embeddings(*read_embeddings(Path(what), labels))
     if labels is not None:
         raise Misuse(f"labels: go with embeddings, {' or '.join(FORMATS)}; {name} has its images' own")
-    if name.startswith(TIMM) and not pretrained:
+    if name.startswith(TIMM) and not pretrained and any(word.startswith("data=") for word in asked):  # else it is asked for one
         name, asked = RANDOM, [f"encoder={name}", *asked]
     if not is_run(name):
         of = subject_of(name, asked)
@@ -188,7 +188,7 @@ def embed_to(
 ) -> int:
     """Writes the features of every image of `data`; see `export.embeddings.embed`. what: a run or its folder, or what `measure` takes,
     with `settings`, "key=value"."""
-    return embeddings.embed(subject_of(what, settings, given(data)), Path(out), say)
+    return embeddings.embed(subject_of(what, settings, given(data)), Path(out).expanduser(), say)
 
 
 def neighbours(
@@ -262,7 +262,7 @@ another order, draw other paths to drop and, on CPUs, have BatchNorms of their o
 def _resumable(out: str | Path | None, asked: list[str], without: Sequence[str], module: nn.Module | None, source: Source | None) -> Run:
     if out is None:
         raise Misuse("--resume continues a run folder: name it with --out")
-    run = Run(Path(out), module, source)
+    run = Run(Path(out).expanduser(), module, source)
     gone = lacking(run.recipe, without)
     asked = [word for word in asked if word not in ("precision=auto", "compile=auto", "preset=auto")]  # it has what they became
     recipe = run.recipe.edit([*asked, *settings_of(run.recipe, [name for name in without if name not in gone])])
@@ -291,4 +291,4 @@ def _plain(value: Any) -> Any:
 
 
 def _path(of: str | Path | None) -> Path | None:
-    return None if of is None else Path(of)
+    return None if of is None else Path(of).expanduser()

@@ -73,7 +73,7 @@ def use(file: str | Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(found)  # there before it runs: annotations are looked up in it
     try:
         found.loader.exec_module(module)
-    except Exception as e:  # whatever the user's code raises
+    except (Exception, SystemExit) as e:  # whatever the user's code raises; a script of theirs may end itself
         del sys.modules[name]
         raise Misuse(f"{file}: {type(e).__name__}: {e}") from e
     if path not in FILES:

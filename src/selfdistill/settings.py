@@ -20,12 +20,19 @@ from selfdistill.spec import Spec, kind_of
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data. No aliases: ten lines of them are a billion values once they are printed."""
+    """Plain data, each key once. No aliases: ten lines of them are a billion values once they are printed."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not taken: write the value out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for n, key in enumerate(keys):
+            if key in keys[:n]:
+                raise yaml.YAMLError(f"{key} stands twice (the second in line {node.value[n][0].start_mark.line + 1}): leave one out")
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -231,6 +231,7 @@ def test_what_is_no_run_on_the_command_line(command, run, photos, tmp_path):
         (["embed", run.path, photos, "views.size=8"], "views.size=8"),
         (["export", "raw-pixels", "data=digits", "--format", "onnx"], "no network"),
         (["export", "random-init", "--format", "onnx"], "on which images"),
+        (["diagnose", "timm:resnet18"], "timm:resnet18: on which images? timm:resnet18 data=digits"),
         (["export", "random-init", f"data={photos}", *RANDOM, "--of", "teacher", "--format", "onnx"], "is no run"),
     ):
         code, _, err = command(*args)

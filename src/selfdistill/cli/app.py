@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -31,7 +32,8 @@ class App(typer.Typer):
 
                     for file in use:
                         own.use(file)
-                return f(*given, **named)
+                # "--out=~/x" reaches us as it is: a shell expands a word's beginning alone.
+                return f(*given, **{name: _home(value) for name, value in named.items()})
 
             takes = signature(f, eval_str=True)
             last = Parameter("use", Parameter.KEYWORD_ONLY, default=None, annotation=Use)
@@ -49,6 +51,10 @@ console = Console(markup=False, emoji=False)  # names of files may have brackets
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any field of the recipe, e.g. epochs=20")]
 
 
+def _home(value: Any) -> Any:
+    return [_home(one) for one in value] if isinstance(value, list) else value.expanduser() if isinstance(value, Path) else value
+
+
 def print_table(table: Table) -> None:
     """Prints it; whole where there is no terminal, whose width it must keep to: a number cut short is lost."""
     (console if console.is_terminal else Console(width=10_000, markup=False, emoji=False)).print(table)
@@ -56,7 +62,7 @@ def print_table(table: Table) -> None:
 
 def is_setting(word: str) -> bool:
     """Whether it is key=value, and not a run or a recipe at a path with "="."""
-    return "=" in word and not Path(word).exists()
+    return "=" in word and not os.path.exists(word)  # Path's raises where a name would be too long
 
 
 def said(e: BaseException, code: int) -> int:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from selfdistill.cli.app import Settings, app, console, print_table
 
@@ -68,10 +68,13 @@ def diff(a: str, b: str) -> None:
     """Print the fields in which two methods, recipes or runs differ."""
     from selfdistill import api
 
-    table = Table("field", a, b)
+    table = Table(*(Column(name, overflow="fold") for name in ("field", a, b)))
     for path, left, right in api.diff(api.recipe_of(a), api.recipe_of(b)):
         table.add_row(path, str(left), str(right))
-    console.print(table if table.row_count else f"{a} and {b} do not differ")
+    if table.row_count:
+        print_table(table)
+    else:
+        console.print(f"{a} and {b} do not differ")
 
 
 @app.command()

@@ -89,7 +89,7 @@ def reproduce(
         listing = Table(Column("table", no_wrap=True), "what it asks", "source", "method", "rows", "claims")
         for t in tables().values():
             listing.add_row(f"{t.id}\n{t.alias}".strip(), t.says, t.source, t.method, str(len(t.rows)), str(len(t.claims)))
-        console.print(listing)
+        print_table(listing)
         return
     if all_ and name is not None:
         raise Misuse(f"TABLE {name} with --all: name one, or all")

@@ -70,6 +70,8 @@ def open_table(data: str) -> Source:
     and the first of class labels, else one called label, if there is one. No code of a data set's own is run. Raises `Misuse`, or
     `Failure` when it cannot be loaded."""
     name = os.path.expanduser(data.removeprefix(PREFIX))
+    if not name:
+        raise Misuse(f"data={data}: names no data set: {PREFIX}NAME of the hub, {PREFIX}FOLDER or {PREFIX}FILE.parquet")
     require(f"data={data}", "huggingface", "datasets")
     import datasets
 

@@ -177,9 +177,9 @@ def load(path: str | Path, encoder: nn.Module | None = None, data: Data | None =
     """A run from its folder. encoder and data: the module and the images of a run that was given its own. Raises `Misuse`, for images of
     a run that can open its own too."""
     if data is None:
-        return Run(Path(path), encoder)
+        return Run(Path(path).expanduser(), encoder)
     images = given(data)
-    run = Run(Path(path), encoder, images if isinstance(images, Source) else open_source(images))
+    run = Run(Path(path).expanduser(), encoder, images if isinstance(images, Source) else open_source(images))
     if images != run.recipe.data and not run.recipe.data.startswith(own.PYTHON):
         raise Misuse(f"{path}: a run of data={run.recipe.data}, which it opens itself; measure(..., to=images) takes it to others")
     takes = run.recipe.encoder.channels

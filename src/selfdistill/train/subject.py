@@ -134,7 +134,7 @@ def _of_run(what: str | Path | Run, settings: Sequence[str], data: str | Source 
             f"{what}: neither a run folder, nor one of its checkpoints (.ckpt), nor {OTHERS}.{did_you_mean(str(what), (RAW, RANDOM))}"
         )
     if settings:
-        raise Misuse(f"{settings[0]}: {what} is a run, whose settings stand in its recipe.yaml; --to DATA takes it to other images")
+        raise Misuse(f"{settings[0]}: {what} is a run, with settings of its own: leave it out (evaluate --to DATA looks at other images)")
     run = run_of(what)
     source = run.source if data is None else _fitting(data, run.recipe)
     backbone = _placed(run.backbone)
