@@ -32,6 +32,7 @@ from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
 from selfdistill.data.sources import open_source
+from selfdistill.diagnose.verdict import probes
 from selfdistill.disk import merge, object_of, write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
@@ -210,8 +211,8 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
         gap = predictor_gap(run)._asdict() if learned else {"predictor": None, "projection": None, "other": None}
         found |= {f"gap_{name}": value if value is None or math.isfinite(value) else None for name, value in gap.items()}
     if "ahead" in measures and MEASURED["ahead"] not in run.summary:
-        probes = [row for row in run.metrics if row.get("verdict") and row.get("knn_teacher") is not None]
-        found["teacher_ahead"] = fmean(row["knn_teacher"] - row["knn_student"] for row in probes) if probes else None
+        ahead = [row["knn_teacher"] - row["knn_student"] for row in probes(run.metrics) if row.get("knn_teacher") is not None]
+        found["teacher_ahead"] = fmean(ahead) if ahead else None
     if found:
         merge(run.path / "summary.json", found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,13 +56,13 @@ def picture(found: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
-def curves(found: dict[str, Any], runs: Mapping[str, Sequence[str]], keys: Sequence[str]) -> bytes:
-    """PNG: a panel a key of metrics.jsonl, a colour a row, a line a seed (SimSiam Fig. 2). runs: the text of metrics.jsonl, by row."""
+def curves(found: dict[str, Any], runs: Mapping[str, Sequence[list[dict[str, Any]]]], keys: Sequence[str]) -> bytes:
+    """PNG: a panel a key of metrics.jsonl, a colour a row, a line a seed (SimSiam Fig. 2). runs: the lines of metrics.jsonl, by row."""
     figure = Figure(figsize=(4.2 * len(keys), 3.2), layout="constrained")
     for panel, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for n, (name, texts) in enumerate(runs.items()):
-            for seed, text in enumerate(texts):
-                lines = [row for row in map(json.loads, text.splitlines()) if row.get(key) is not None]
+        for n, (name, logs) in enumerate(runs.items()):
+            for seed, log in enumerate(logs):
+                lines = [row for row in log if row.get(key) is not None]
                 x, y = [row["epoch"] for row in lines], [row[key] for row in lines]
                 panel.plot(x, y, color=f"C{n}", alpha=0.8, linewidth=1.1, label=name if seed == 0 else None)
         panel.set_xlabel("epoch")

@@ -17,7 +17,7 @@ from selfdistill.ablate.claims import terms
 from selfdistill.ablate.figures import METRICS, mean_and_sd, verdicts
 from selfdistill.ablate.lab import Job
 from selfdistill.ablate.picture import curves, picture
-from selfdistill.disk import json_of, object_of, write_whole
+from selfdistill.disk import json_of, object_of, rows_of, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.train.machine import machine, versions
 
@@ -143,7 +143,7 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     write_whole(folder / f"{stem}.png", picture(found))
     if job.table.curves:
         runs = {name: [c for (of, _), c in job.cells.items() if of == name and c.summary] for name in job.rows}
-        lines = {name: [(c.folder / "metrics.jsonl").read_text() for c in of] for name, of in runs.items() if of}
+        lines = {name: [rows_of(c.folder / "metrics.jsonl") for c in of] for name, of in runs.items() if of}
         write_whole(folder / f"{stem}-curves.png", curves(found, lines, job.table.curves))
     return found
 

@@ -26,13 +26,16 @@ def picture(
     """Draw a run: its curves, spectrum, embeddings on the circle, attention: selfdistill picture curves runs/a runs/b."""
     from selfdistill import api
     from selfdistill.data.images import Files
-    from selfdistill.report.style import save, writable
+    from selfdistill.disk import check_place
+    from selfdistill.report.style import FORMATS, save
 
     run = next((p for p in paths if not p.is_file()), Path())
     drawn = Files([p for p in paths if p.is_file()])
-    out = writable(out or run / f"{what}.png", drawn.holds) if out or run.is_dir() else run / f"{what}.png"
-    save(api.picture(what, *paths, size=size), out)
-    console.print(f"{what}: {out}", soft_wrap=True)
+    place = out or run / f"{what}.png"
+    if out or run.is_dir():  # else the run is missing, which api.picture says
+        check_place(place, "--out", FORMATS, drawn.holds)
+    save(api.picture(what, *paths, size=size), place)
+    console.print(f"{what}: {place}", soft_wrap=True)
 
 
 @app.command()

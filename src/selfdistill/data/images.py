@@ -14,6 +14,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from selfdistill.data.reading import Photo, open_photo, printable
 from selfdistill.errors import Misuse
+from selfdistill.views.draw import evenly_spaced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -138,8 +139,8 @@ Images: TypeAlias = Pixels | Encoded
 
 
 def spread(images: Images, n: int) -> Images:
-    """n of the images, spread evenly: many sets are sorted by class."""
-    return images if len(images) <= n else images.pick(torch.linspace(0, len(images) - 1, n, dtype=torch.float64).round().long())
+    """n of the images, or all where there are fewer, `evenly_spaced`."""
+    return images if len(images) <= n else images.pick(evenly_spaced(len(images), n))
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from selfdistill.parts import collective
 from selfdistill.recipe import Recipe
 from selfdistill.views.augment import draws, plain, views_of_crops, views_of_pixels
 from selfdistill.views.batch import Views
-from selfdistill.views.crop import DRAWS, crop_boxes
+from selfdistill.views.crop import DRAWS, central_square, crop_boxes
 from selfdistill.views.fused import cut_crops
 from selfdistill.views.spec import Crops
 
@@ -198,14 +198,13 @@ class _Squares(Dataset[Any]):
         for square, i in zip(squares, index, strict=True):
             try:
                 with self.images.open(i) as photo:
-                    H, W = photo.height, photo.width
-                    side = min(H, W)
-                    pixels = photo.pixels(SPARE * self.spec.size / side)
+                    box = central_square(photo.height, photo.width)
+                    pixels, height = photo.pixels(SPARE * self.spec.size / box[-1]), photo.height
             except BadImage as e:
                 bad.append((i, e.reason))
                 square.fill_(124)
             else:
-                _resize(pixels, torch.tensor([[(H - side) // 2, (W - side) // 2, side, side]]), pixels.shape[0] / H, square[None])
+                _resize(pixels, torch.tensor([box]), pixels.shape[0] / height, square[None])
         return rgb_to_grayscale(squares) if self.images.channels == 1 else squares, bad
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from selfdistill.diagnose import metrics
 from selfdistill.errors import Misuse
+from selfdistill.views.draw import evenly_spaced
 
 READING = {
     "images": "embeddings looked at",
@@ -54,7 +55,7 @@ def describe(z: Tensor) -> dict[str, float]:
     if z.shape[-2] < 2:
         raise Misuse(f"embeddings of shape {list(z.shape)}: a collapse shows between images, so it takes 2 at least")
     flat = z if z.ndim == 2 else z[0]
-    flat = flat[torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLES)).long()]
+    flat = flat[evenly_spaced(len(flat), SAMPLES)]
     eigenvalues = metrics.spectrum(flat)
     found: dict[str, float] = {
         "images": z.shape[-2],

@@ -136,17 +136,22 @@ def _of_classes(metrics: Mapping[str, Any], beside: str) -> tuple[State, str]:
     return "healthy", f"{evidence}."
 
 
+def probes(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of a metrics.jsonl that a probe wrote."""
+    return [row for row in rows if row.get("verdict")]
+
+
 def since(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Of the lines of a metrics.jsonl, the first probe since which the last verdict holds without a break; None before any probe."""
-    probes = [row for row in rows if row.get("verdict")]
-    held = list(takewhile(lambda row: row["verdict"] == probes[-1]["verdict"], reversed(probes)))
+    found = probes(rows)
+    held = list(takewhile(lambda row: row["verdict"] == found[-1]["verdict"], reversed(found)))
     return held[-1] if held else None
 
 
 def before(rows: Iterable[Mapping[str, Any]]) -> str:
     """What else the probes of a metrics.jsonl have said, healthy left out: a sentence, or nothing. A probe looks at one step, and a run
     that does not settle, as DINO without its momentum teacher, may look healthy in the last."""
-    said = [row["verdict"] for row in rows if row.get("verdict")]
+    said = [row["verdict"] for row in probes(rows)]
     others = Counter(state for state in said if state not in ("healthy", *said[-1:]))
     return f" Of {len(said)} probes {', '.join(f'{n} said {state}' for state, n in others.items())}." if others else ""
 

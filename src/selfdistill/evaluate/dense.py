@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.errors import Misuse
-from selfdistill.evaluate.knn import nearest, vote
+from selfdistill.evaluate.knn import TEMPERATURE, K, nearest, vote
 from selfdistill.evaluate.linear import linear_probe
 from selfdistill.views.draw import permutation
 
@@ -46,7 +46,14 @@ def majority(masks: Tensor, h: int, w: int, classes: int) -> Tensor:
 
 
 def dense_probes(
-    bank: Tensor, masks: Tensor, queries: Tensor, targets: Tensor, classes: int, k: int = 20, temperature: float = 0.07, **settings: Any
+    bank: Tensor,
+    masks: Tensor,
+    queries: Tensor,
+    targets: Tensor,
+    classes: int,
+    k: int = K,
+    temperature: float = TEMPERATURE,
+    **settings: Any,
 ) -> dict[str, Segmented]:
     """ "linear" and "knn" on feature maps `bank` [N, F, h, w] with `masks` [N, H, W] and `queries` [Q, F, h, w] with `targets` [Q, H, W].
 

@@ -14,13 +14,15 @@ BANK, QUERIES = 16_384, 128
 """similarities held at a time: 8 MB in fp32, whatever the size of bank and queries; 64 MB were 1.4 times slower on a CPU"""
 BLOCK = 8
 """similarities of which only the largest is looked at first"""
-KS = (10, 20, 100, 200)
-"""DINO App. F.1, best at 20"""
+KS, K = (10, 20, 100, 200), 20
+"""DINO App. F.1, best at K"""
+TEMPERATURE = 0.07
+"""of the votes (Wu et al. 2018)"""
 
 
 def usual_k(bank: int) -> int:
-    """20, DINO's best, or all where the bank has fewer images."""
-    return min(20, bank)
+    """DINO's best, or all where the bank has fewer images."""
+    return min(K, bank)
 
 
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ def _candidates(similarity: Tensor, bound: Tensor, k: int) -> tuple[Tensor, Tens
     return values, i // max(n, 1) * m + block.gather(1, i % max(n, 1))
 
 
-def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float = 0.07) -> Tensor:
+def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float = TEMPERATURE) -> Tensor:
     """[Q, classes], the votes for each class: a neighbour at `similarity` [Q, k] with `labels` [Q, k] has exp(cos / temperature),
     up to a factor for each query. Raises `Misuse` unless temperature is above 0."""
     if not temperature > 0:
@@ -83,7 +85,7 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float = 
     return weight.new_zeros(len(weight), classes).scatter_add_(1, labels, weight)
 
 
-def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07) -> Tensor:
+def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int = K, temperature: float = TEMPERATURE) -> Tensor:
     """[Q] int64, the predicted labels of `queries` [Q, F] from a labelled `bank` [N, F], labels [N].
 
     Features are l2-normalised here; each of the k most similar votes exp(cos / temperature); of classes with equal votes the first
@@ -92,13 +94,13 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int = 20, temp
     return _predicted(*nearest(bank, queries, k), labels, temperature)
 
 
-def knn_accuracy(bank: Tensor, labels: Tensor, queries: Tensor, targets: Tensor, k: int = 20, temperature: float = 0.07) -> float:
+def knn_accuracy(bank: Tensor, labels: Tensor, queries: Tensor, targets: Tensor, k: int = K, temperature: float = TEMPERATURE) -> float:
     """Share of `queries` whose predicted label is the target, in [0, 1]."""
     return knn_accuracies(bank, labels, queries, targets, (k,), temperature)[k]
 
 
 def knn_accuracies(
-    bank: Tensor, labels: Tensor, queries: Tensor, targets: Tensor, ks: Sequence[int] = KS, temperature: float = 0.07
+    bank: Tensor, labels: Tensor, queries: Tensor, targets: Tensor, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
 ) -> dict[int, float]:
     """`knn_accuracy` for each of `ks`, from one search for neighbours."""
     similarity, place = nearest(bank, queries, max(ks))

@@ -19,6 +19,7 @@ from selfdistill.errors import Misuse
 from selfdistill.own import PYTHON
 from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
+from selfdistill.train.weights import state_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Kept:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        of = self.backbone.net.state_dict()  # copies: safetensors refuses tied weights
-        return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in of.items()}
+        return state_of(self.backbone.net)
 
     @property
     def notes(self) -> dict[str, str]:

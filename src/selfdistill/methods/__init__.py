@@ -1,5 +1,6 @@
 """The methods by name. One more takes one file beside these, one line here, and one executable paper in tests/papers."""
 
+from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.methods.byol import BYOL
 from selfdistill.methods.dino import DINO
 from selfdistill.methods.ibot import IBOT
@@ -20,3 +21,10 @@ METHODS: dict[str, Recipe] = {
     "ibot": IBOT,
     "mean-teacher": MEAN_TEACHER,
 }
+
+
+def method_of(name: str) -> Recipe:
+    """Raises `Misuse` for a name that there is not, with the nearest."""
+    if name not in METHODS:
+        raise Misuse(f"method={name}: there are {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+    return METHODS[name]

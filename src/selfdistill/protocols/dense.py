@@ -17,6 +17,7 @@ from selfdistill.data.images import Pixels
 from selfdistill.data.reading import BadImage, extensions, read_image
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import IGNORED, dense_probes, scenes
+from selfdistill.evaluate.knn import TEMPERATURE, K
 from selfdistill.parts.backbone import device_of
 from selfdistill.protocols.frozen import Count, Found, Positive, Protocol, Seed
 from selfdistill.train.subject import Subject
@@ -38,8 +39,8 @@ class Dense(Protocol):
     bank: Annotated[int, Field(ge=2)] = 1000
     """images at most that are learnt from"""
     test: Count = 500
-    k: Count = 20
-    temperature: Positive = 0.07
+    k: Count = K
+    temperature: Positive = TEMPERATURE
     epochs: Count = 30
     """of the linear probe: an image gives as many examples as it has places"""
     seed: Seed = 0

@@ -44,7 +44,7 @@ class KNN(Protocol):
 
     ks: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """neighbours that vote; none: those of 10, 20, 100, 200 that the bank allows"""
-    temperature: Positive = 0.07
+    temperature: Positive = knn.TEMPERATURE
 
     def measure(self, subject: Subject) -> Found:
         bank, labels, test, targets = subject.frozen

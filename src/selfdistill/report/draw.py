@@ -153,9 +153,8 @@ def mermaid(made: Picture) -> str:
         line = {"flow": "==>" if arrow.gradient else "-->", "copy": "-.->", "same": "---"}[arrow.kind]
         lines.append(f"  {arrow.start} {line}{f'|{arrow.words}|' if arrow.words else ''} {arrow.end}")
     blue = ",".join(str(n) for n, arrow in enumerate(made.arrows) if arrow.gradient)
-    learning = ",".join(key for key, box in made.boxes.items() if box.learns)
     lines += [f"  linkStyle {blue} stroke:{LEARNS}"] if blue else []
-    lines += [f"  style {key} stroke:{LEARNS},stroke-width:2px" for key in learning.split(",") if key]
+    lines += [f"  style {key} stroke:{LEARNS},stroke-width:2px" for key, box in made.boxes.items() if box.learns]
     return "\n".join(lines) + "\n"
 
 
@@ -201,29 +200,40 @@ def _ops(term: Term | None) -> tuple[str, str]:
     if loss.kind == "cross-entropy":
         target, tau = loss.target, loss.target.temperature.course
         centred = "minus a centre, " if target.kind == "centre" and target.momentum < 1 else ""
-        known = {"sinkhorn": f"Sinkhorn, epsilon {tau}"} | dict.fromkeys(("centre", "softmax"), f"{centred}softmax at {tau}")
-        how = known.get(target.kind, f"{target.kind} at {tau}")
+        name = "softmax" if target.kind in ("centre", "softmax") else target.kind
+        how = f"Sinkhorn, epsilon {tau}" if target.kind == "sinkhorn" else f"{centred}{name} at {tau}"
         return f"softmax at {loss.temperature:g}", how
     if loss.kind == "swapped":
         return f"{loss.prototypes} prototypes, softmax at {loss.temperature:g}", f"{loss.prototypes} prototypes, Sinkhorn"
     return ("softmax", "softmax") if loss.kind == "consistency" else ("", "")
 
 
+def _compared(loss: Any) -> str:
+    match loss.kind:
+        case "cosine":
+            return "minus cosine"
+        case "mse":
+            return "squared distance of directions" if loss.l2 else "squared distance"
+        case "nt-xent":
+            return "NT-Xent: the other view among all of the batch"
+        case "info-nce":
+            return f"InfoNCE: among a queue of {loss.queue}"
+        case "swapped":
+            return "cross-entropy, swapped"
+        case "consistency":
+            return "squared distance"
+        case "labels":
+            return "cross-entropy with labels"
+        case "own":
+            return str(loss.name)
+    return str(loss.kind)
+
+
 def _loss(term: Term) -> str:
-    loss = term.loss
-    words = {
-        "cosine": "minus cosine",
-        "mse": "squared distance" + (" of directions" if loss.kind == "mse" and loss.l2 else ""),
-        "nt-xent": "NT-Xent: the other view among all of the batch",
-        "info-nce": f"InfoNCE: among a queue of {loss.queue}" if loss.kind == "info-nce" else "",
-        "swapped": "cross-entropy, swapped",
-        "consistency": "squared distance",
-        "labels": "cross-entropy with labels",
-        "own": loss.name if loss.kind == "own" else "",
-    }.get(loss.kind, loss.kind)
+    words = _compared(term.loss)
     if term.on == "patch":
         return f"{words} of masked patches, same view"
-    return words if loss.kind == "labels" else words + {"cross": ", across views"}.get(term.pairs, ", one way")
+    return words if term.loss.kind == "labels" else words + (", across views" if term.pairs == "cross" else ", one way")
 
 
 def _moves(r: Recipe) -> str:

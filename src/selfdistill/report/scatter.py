@@ -15,6 +15,7 @@ from selfdistill.data.loader import in_memory
 from selfdistill.report.embeddings import by_class, plane_of, shown
 from selfdistill.report.pictures import Look
 from selfdistill.report.style import GREY, MARKERS
+from selfdistill.views.draw import evenly_spaced
 
 POINTS = 500
 """at most: their thumbnails are some 600 kB, and a page stays quick"""
@@ -51,7 +52,7 @@ class Scatter:
 
 def scatter_of(look: Look) -> Scatter:
     """Of at most POINTS held-out images of a run. Raises `Misuse` where there is no map."""
-    rows = torch.linspace(0, len(look.images) - 1, min(POINTS, len(look.images))).round().long()
+    rows = evenly_spaced(len(look.images), POINTS)
     images, run = look.images.pick(rows), look.run
     xy = plane_of(look.features[rows])
     low, high = xy.min(0), xy.max(0)

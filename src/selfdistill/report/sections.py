@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 
 from selfdistill.diagnose.describe import READING, describe, ordered
-from selfdistill.diagnose.verdict import below_start, since
+from selfdistill.diagnose.verdict import below_start, probes, since
 from selfdistill.disk import object_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
@@ -100,10 +100,10 @@ def verdict(look: Look) -> Iterator[Block]:
     if (found := given_up(look.run)) is not None:
         yield Words(str(found).partition(": ")[2], found.state)
         return
-    last = next((row for row in reversed(rows) if row.get("verdict")), None)
-    if last is None:
+    began = since(rows)
+    if began is None:
         raise Misuse("no probe yet, so no verdict")
-    began = since(rows) or last
+    last = probes(rows)[-1]
     state, _, because = last["because"].partition(": ")
     yield Words(because, state)
     yield Words(f"Since epoch {began['epoch']:g}, step {began['step']}, of {rows[-1]['epoch']:g} epochs.")
@@ -199,14 +199,12 @@ def time_and_cost(look: Look) -> Iterator[Block]:
         "waiting for data and views": f"{median(row['data_share'] for row in rows):.1%} of the time",
     }
     yield Rows([("", ""), *facts.items()], "Time")
-    if profile := object_of(run.path / "profile.json", Profiled):
-        total = sum(profile["seconds"].values())
-        parts = sorted(profile["seconds"].items(), key=lambda part: -part[1])
-        shares = [(part, f"{s / total:.1%}", f"{1e3 * s / profile['steps']:.2f}") for part, s in parts]
-        yield Rows([("part", "share", "ms a step"), *shares], "profile.json")
+    if written := object_of(run.path / "profile.json", Profiled):
+        profile = Profiled(**written)
+        yield Rows([("part", "share", "ms a step"), *profile.rows], "profile.json")
         yield Words(
-            f"Forward and backward: {profile['flops_per_step'] / 1e9:.3g} GFLOP a step, at {profile['flops_per_second'] / 1e9:.3g} "
-            f"GFLOP/s; a matrix product reaches {profile['matrix_product_flops_per_second'] / 1e9:.3g} here."
+            f"Forward and backward: {profile.flops_per_step / 1e9:.3g} GFLOP a step, at {profile.flops_per_second / 1e9:.3g} "
+            f"GFLOP/s; a matrix product reaches {profile.matrix_product_flops_per_second / 1e9:.3g} here."
         )
     backbone = run.backbone
     count = sum(p.numel() for p in backbone.parameters())

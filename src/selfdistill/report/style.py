@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,6 @@ def blank(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def writable(out: Path, read: Callable[[Path], bool] = lambda path: False) -> Path:
-    """Itself. Raises `Misuse` where no picture may come to be, before anything is drawn. read: whether a file is read for it."""
-    check_place(out, "--out", FORMATS, read)
-    return out
-
-
 def rendered(figure: Figure, format: str, dpi: int = DPI) -> bytes:
     """The figure as a file of that format, a suffix without its dot."""
     buffer = io.BytesIO()
@@ -72,4 +65,5 @@ def rendered(figure: Figure, format: str, dpi: int = DPI) -> bytes:
 
 def save(figure: Figure, out: Path) -> None:
     """Writes the figure whole, in the format of `out`'s suffix. Raises `Misuse` for another, `Failure` where it cannot be written."""
-    write_whole(out, rendered(figure, writable(out).suffix[1:].lower()))
+    check_place(out, "--out", FORMATS)
+    write_whole(out, rendered(figure, out.suffix[1:].lower()))

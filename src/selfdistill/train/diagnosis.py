@@ -14,7 +14,7 @@ from selfdistill.data.images import Images, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.causes import cause_of
 from selfdistill.diagnose.describe import describe, ordered
-from selfdistill.diagnose.verdict import Verdict, before, judge, since
+from selfdistill.diagnose.verdict import Verdict, before, judge, probes, since
 from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy
@@ -74,7 +74,7 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     began = since(run.metrics)
     if began is None:
         raise Misuse(f"{run.path}: no probe in metrics.jsonl yet (probe_every={run.recipe.probe_every}). --resume continues the run")
-    last = next(row for row in reversed(run.metrics) if row.get("verdict"))
+    last = probes(run.metrics)[-1]
     images = spread(run.source.looked_at, IMAGES)
     features = of_backbone(run.backbone, images, run.recipe).of["features"]
     gap = predictor_gap(run, augmentations)._asdict() if run.recipe.predictor and run.recipe.teacher.kind != "expectation" else {}

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from selfdistill.diagnose.verdict import probes
 from selfdistill.disk import rows_of, write_whole
 from selfdistill.errors import Failure, in_one_line
 from selfdistill.train.loggers import Logger
@@ -31,7 +32,7 @@ class Journal:
         kept = [row for row in rows_of(file) if row["step"] <= step] if step else []  # killed before a checkpoint, a run begins anew
         for row in kept:
             self.last |= row
-        self.probes = [row for row in kept if row.get("verdict")]
+        self.probes = probes(kept)
         write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.lines = file.open("a")
         self.bar = Progress(

@@ -40,6 +40,7 @@ from selfdistill.train.meeting import meet_on_loopback
 from selfdistill.train.monitor import Monitor, test_errors
 from selfdistill.train.profile import Profile
 from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, make_folder, record_of
+from selfdistill.train.weights import state_of
 from selfdistill.views.draw import mix
 
 SEEN = 64
@@ -250,8 +251,7 @@ def _freeze(optimizer: torch.optim.Optimizer, now: Progress) -> None:
 
 def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     """backbone.safetensors and summary.json, with kNN over the whole bank beside its two baselines."""
-    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in siamese.backbone.net.state_dict().items()}
-    write_whole(run.path / "backbone.safetensors", safetensors.torch.save(state))
+    write_whole(run.path / "backbone.safetensors", safetensors.torch.save(state_of(siamese.backbone.net)))
     summary = object_of(run.path / "summary.json") | journal.last  # a run that had ended keeps what protocols added
     summary["images"] = len(run.source.train)
     try:

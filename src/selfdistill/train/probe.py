@@ -14,6 +14,7 @@ from selfdistill.parts.collective import alone
 from selfdistill.parts.loss import OverOutputs, pairs_of
 from selfdistill.parts.schedule import Progress
 from selfdistill.siamese import Siamese, Step
+from selfdistill.views.draw import evenly_spaced
 
 SAMPLES = 2_048
 """projections that are looked at: a rank of 2,048 needs as many, and two SVDs cost 2.4 seconds at that"""
@@ -73,4 +74,4 @@ def of_distributions(q: Tensor, log_p: Tensor, i: list[int], j: list[int]) -> di
 def _some(z: Tensor, most: int = SAMPLES) -> Tensor:
     """At most so many rows of z [V, B, D], spread evenly."""
     flat = z.flatten(0, 1)
-    return flat if len(flat) <= most else flat[torch.linspace(0, len(flat) - 1, most, device=z.device).long()]
+    return flat if len(flat) <= most else flat[evenly_spaced(len(flat), most).to(z.device)]

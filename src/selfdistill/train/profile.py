@@ -35,6 +35,12 @@ class Profiled(BaseModel):
     flops_per_second: float
     matrix_product_flops_per_second: float
 
+    @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(part, its share of the time, milliseconds a step), the largest first."""
+        total, largest_first = sum(self.seconds.values()), sorted(self.seconds.items(), key=lambda of: -of[1])
+        return [(part, f"{s / total:.1%}", f"{1e3 * s / self.steps:.2f}") for part, s in largest_first]
+
 
 class Profile:
     """Watches a run's steps; `finish` writes profile.json and trace.json (for chrome://tracing or Perfetto) and says what they hold."""
@@ -78,7 +84,7 @@ class Profile:
         )
         write_whole(self.out / "profile.json", found.model_dump_json(indent=2) + "\n")
         lines = [f"{'part':18} {'share':>7} {'ms a step':>10}"]
-        lines += [f"{part:18} {s / total:7.1%} {1e3 * s / self.steps:10.2f}" for part, s in sorted(seconds.items(), key=lambda of: -of[1])]
+        lines += [f"{part:18} {share:>7} {ms:>10}" for part, share, ms in found.rows]
         lines.append(f"{found.images_per_second:.0f} images/s. Forward and backward: {self.flops / 1e9:.3g} GFLOP a step, at")
         lines.append(f"{reached / 1e9:.3g} GFLOP/s, {reached / limit:.0%} of a matrix product's {limit / 1e9:.3g} on this device.")
         return "\n".join(lines)

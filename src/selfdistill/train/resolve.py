@@ -12,7 +12,7 @@ from selfdistill.data.images import Images, Pixels, Source
 from selfdistill.data.order import visible_labels
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean
-from selfdistill.methods import METHODS
+from selfdistill.methods import METHODS, method_of
 from selfdistill.own import use
 from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import PRESETS, preset_for
@@ -71,9 +71,7 @@ def _recipe_of(name: str | Path) -> Recipe:
 
 def _start(method: str, preset: str) -> Recipe:
     """What a YAML of a user's own starts from: its method, with the preset that it names."""
-    if method not in METHODS:
-        raise Misuse(f"method={method}: there are {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
-    return METHODS[method] if preset == "auto" else with_preset(METHODS[method], preset)[0]
+    return method_of(method) if preset == "auto" else with_preset(method_of(method), preset)[0]
 
 
 def _defined_in(path: Path) -> Recipe:

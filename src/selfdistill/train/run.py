@@ -25,7 +25,7 @@ from selfdistill.data.sources import Data, given, open_source
 from selfdistill.disk import flushed, object_of, rows_of, whole_folder
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
-from selfdistill.evaluate.knn import knn_accuracy, usual_k
+from selfdistill.evaluate.knn import TEMPERATURE, knn_accuracy, usual_k
 from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.backbone import Backbone, device_of
 from selfdistill.recipe import FORMAT, Recipe
@@ -152,7 +152,7 @@ class Run:
         parts = [part for part in (images.train, images.test) if part is not None]
         return torch.cat([features_of(self.backbone, part, self.recipe, unreadable=math.nan) for part in parts])
 
-    def knn(self, k: int | None = None, temperature: float = 0.07, trained: bool = True) -> float:
+    def knn(self, k: int | None = None, temperature: float = TEMPERATURE, trained: bool = True) -> float:
         """kNN accuracy on the held-out images, in [0, 1]; the training images are the bank. k: 20, or all where the bank has fewer, if
         none. trained: or the encoder as it was at random. Raises `Misuse` without labels."""
         found = self.frozen if trained else self._frozen(untrained(self.recipe, self.own_encoder))

@@ -18,7 +18,7 @@ from selfdistill.data.images import Images, Pixels, Source
 from selfdistill.data.loader import in_memory
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse, did_you_mean, in_one_line
-from selfdistill.methods import METHODS
+from selfdistill.methods import method_of
 from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 from selfdistill.train.initial import initialised
@@ -169,10 +169,7 @@ def _placed(backbone: Backbone | RawPixels) -> Backbone | RawPixels:
 
 
 def _method(settings: Sequence[str]) -> Recipe:
-    method = next((s.removeprefix("method=") for s in settings if s.startswith("method=")), "simsiam")
-    if method not in METHODS:
-        raise Misuse(f"method={method}: there are {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
-    return METHODS[method]
+    return method_of(next((s.removeprefix("method=") for s in settings if s.startswith("method=")), "simsiam"))
 
 
 def _of_timm(name: str) -> list[str]:

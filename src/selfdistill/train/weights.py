@@ -37,6 +37,11 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
         raise Misuse(f"{path}: refused: no .safetensors, or damaged ({in_one_line(e, 200)})") from e
 
 
+def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, contiguous: safetensors refuses tied weights and other strides."""
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
+
+
 def fill(module: nn.Module, state: Any, path: Path) -> None:
     """Loads all of the module's weights and nothing else. Raises `Failure` that names what is missing, not known, or of another
     shape; the module is then as it was."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from selfdistill.views import color
 from selfdistill.views.batch import Views
 from selfdistill.views.crop import DRAWS as CROP
-from selfdistill.views.crop import crop_and_resize, crop_boxes, rectangles
+from selfdistill.views.crop import central_square, crop_and_resize, crop_boxes, rectangles
 from selfdistill.views.draw import uniform
 from selfdistill.views.fused import Drawn, fused
 from selfdistill.views.masks import block_masks
@@ -160,8 +160,7 @@ def _erased(u: Tensor, probability: float, H: int, W: int) -> Tensor:
 def plain(images: Tensor, spec: Crops) -> Tensor:
     """uint8 images [B, C, H, W] without augmentation, [B, C, S, S]: as they are, or resized with their ratio kept, and the centre."""
     H, W = images.shape[-2:]
-    side = min(H, W)
-    box = torch.tensor([(H - side) // 2, (W - side) // 2, side, side]).expand(len(images), 4)
     if H == W == spec.size:
         return normalize(images.float() / 255, spec)
-    return normalize(crop_and_resize(images, box.to(images.device), spec.size), spec)
+    boxes = torch.tensor(central_square(H, W), device=images.device).expand(len(images), 4)
+    return normalize(crop_and_resize(images, boxes, spec.size), spec)

@@ -40,6 +40,12 @@ def crop_boxes(u: Tensor, height: Tensor | int, width: Tensor | int, spec: Augme
     return torch.where(fits.any(1, keepdim=True), box, centre)
 
 
+def central_square(height: int, width: int) -> list[int]:
+    """(top, left, height, width)."""
+    side = min(height, width)
+    return [(height - side) // 2, (width - side) // 2, side, side]
+
+
 def resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tensor:
     """[B, n_out, n_in]: row i weighs the pixels of [start, start + length) that make output pixel i; rows sum to 1.
 

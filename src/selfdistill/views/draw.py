@@ -37,6 +37,11 @@ def uniform(seed: int, epoch: int | Tensor, index: Tensor, view: int, n: int) ->
     return _shift(mix(key[:, None] + counter * GOLDEN), 40).to(torch.float32) * 2.0**-24  # [B, n]
 
 
+def evenly_spaced(n: int, most: int) -> Tensor:
+    """[min(n, most)] int64 places spread over n, both ends among them: many sets are sorted by class."""
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
+
+
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """The order of n images in an epoch, [n] int64."""
     generator = torch.Generator().manual_seed(int(mix(mix(torch.tensor(seed)) + epoch + 1)) & ((1 << 63) - 1))
