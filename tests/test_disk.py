@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from selfdistill.disk import merge, object_of, rows_of, taken, whole_folder, write_whole
+from selfdistill.disk import locked, merge, object_of, rows_of, whole_folder, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.train.run import make_folder
@@ -35,7 +35,7 @@ def test_and_not_what_another_command_has_put_there_meanwhile(tmp_path):
 
 
 def hold(folder, held, done):
-    lock = taken(folder)
+    lock = locked(folder)
     held.set()
     done.wait(60)
     lock.release()
@@ -48,11 +48,11 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
     other.start()
     assert held.wait(60)
     with pytest.raises(Misuse, match="another process writes there now"):
-        taken(tmp_path)
+        locked(tmp_path)
     other.kill()  # what a killed process held is free
     other.join()
-    taken(tmp_path).release()
-    taken(tmp_path).release()
+    locked(tmp_path).release()
+    locked(tmp_path).release()
 
 
 def put(file, name):

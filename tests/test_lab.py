@@ -532,13 +532,13 @@ def test_cells_of_methods_with_dots_in_their_names_share_nothing(tmp_path):
     one, other = (cells.cell(METHODS["simsiam"].edit(["method=simsiam-v1.1", f"seed={seed}"]), tmp_path) for seed in (0, 1))
     assert one.beside("log") != other.beside("log")
     with one.lock.acquire():
-        assert one.taken
-        assert not other.taken
+        assert one.is_taken
+        assert not other.is_taken
 
 
 def test_a_cell_that_another_process_trains_is_known(tmp_path):
     c = cells.cell(METHODS["simsiam"], tmp_path)
-    assert not c.taken
+    assert not c.is_taken
     with c.lock.acquire():
-        assert c.taken
-    assert not c.taken
+        assert c.is_taken
+    assert not c.is_taken

@@ -90,7 +90,7 @@ def whole_folder(out: Path, option: str = "--out") -> Iterator[Path]:
         raise
 
 
-def taken(folder: Path) -> FileLock:
+def locked(folder: Path) -> FileLock:
     """A lock on a folder, for one process to write in it until it is released or the process ends. Raises `Misuse` where another has it."""
     lock = FileLock(folder / ".lock")
     try:

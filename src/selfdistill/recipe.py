@@ -19,7 +19,7 @@ from selfdistill.parts.predictor import DirectPred, LeastSquares, Predictor
 from selfdistill.parts.schedule import Schedule
 from selfdistill.parts.teacher import EMA, Expectation, Shared, Snapshot
 from selfdistill.settings import edited, settings_in, specs_of, yaml_from, yaml_of
-from selfdistill.spec import Spec, kind_of, problems
+from selfdistill.spec import Count, Spec, kind_of, problems
 from selfdistill.views.spec import Crops
 
 FORMAT = 1
@@ -33,7 +33,7 @@ Words = BeforeValidator(lambda value: () if value in (None, "none") else (value,
 class Checkpoint(Spec):
     """Which checkpoints are kept beside last.ckpt, which always is."""
 
-    every: Annotated[int, Field(ge=1)] | None = None
+    every: Count | None = None
     """epochs between those that stay, checkpoints/epoch-N.ckpt; none: only the last"""
     best: bool = False
     """keep checkpoints/best.ckpt, of the probe with the highest kNN accuracy (of results the last epoch counts, not the best)"""
@@ -94,7 +94,7 @@ class Recipe(Spec):
     """a built-in set's name, a folder of images, tar shards, or hf:NAME (data/sources.py)"""
     preset: str = "auto"
     """what the data needs instead of ImageNet's values (presets.py); auto: by the data, none: the paper's values"""
-    labels: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
+    labels: Count | Annotated[float, Field(gt=0, le=1)] | None = None
     """training images whose label may be learnt from: a number, or a share of those that have one, drawn by seed, as evenly over the
     classes as their sizes allow; none: no label is trained on (probes look at all of them)"""
     labelled_share: float = Field(0.25, gt=0, le=1)
@@ -109,13 +109,13 @@ class Recipe(Spec):
     """auto: bf16 autocast where the hardware has it; the loss stays in fp32"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the backbone; auto: on a GPU, where the run is long enough to repay it (train/resolve.py)"""
-    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    devices: Count | Literal["auto"] = "auto"
     """processes that train together, one for each GPU (auto: all), or on the CPU; batch_size is shared among them"""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """processes that decode images of a folder; sets held in memory need none"""
     on_collapse: Literal["warn", "stop"] = "warn"
     """say it once when the verdict turns, or also end the run: saved, with exit code 1"""
-    probe_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    probe_every: Count | Literal["auto"] = "auto"
     """epochs between probes; auto: as often as about 4 % of the run's time allows"""
     log_every: int = Field(10, ge=1)
     """steps between lines of metrics.jsonl"""

@@ -4,9 +4,9 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 LARGEST = 2**31 - 1
@@ -50,6 +50,10 @@ def _floats(value: Any) -> Iterator[float]:
     """Those in plain data."""
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
         yield from (one,) if isinstance(one, float) else _floats(one)
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 def kind_of(cls: type[BaseModel]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
-from selfdistill.disk import taken
+from selfdistill.disk import locked
 from selfdistill.errors import Misuse
 from selfdistill.train import checkpoint, loop
 from selfdistill.train import run as run_module
@@ -261,7 +261,7 @@ def test_a_run_that_fails_as_it_begins_lets_go_of_its_folder(tiny_source, tmp_pa
     with pytest.raises(RuntimeError, match="no room") as kept:  # as a notebook keeps its last error, with all that it refers to
         sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **TINY)
     assert kept
-    taken(tmp_path / "run").release()
+    locked(tmp_path / "run").release()
 
 
 def test_a_compiler_that_is_not_there_is_said(tmp_path):

@@ -71,7 +71,7 @@ class Cell:
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
     @property
-    def taken(self) -> bool:
+    def is_taken(self) -> bool:
         """Whether another process trains it now: a second command on the same lab takes the next one meanwhile."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -121,7 +121,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
     with faults.signals() as came:
         while running or (waiting and not came):
             while waiting and not came and len(running) < jobs:
-                c = waiting.pop(next((n for n, c in enumerate(waiting) if not c.taken), 0))
+                c = waiting.pop(next((n for n, c in enumerate(waiting) if not c.is_taken), 0))
                 process = context.Process(target=_train, args=(own.FILES, c.recipe.model_dump(), c.folder, c.measures))
                 process.start()
                 running[process.sentinel] = (process, c, time.monotonic())

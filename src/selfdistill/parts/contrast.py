@@ -17,10 +17,9 @@ from selfdistill.parts.head import FrozenAtFirst, unit_rows
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress
 from selfdistill.parts.target import sinkhorn
-from selfdistill.spec import Spec
+from selfdistill.spec import Count, Positive, Spec
 
 PairList = list[tuple[int, int]]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class NTXent(Spec):
@@ -63,7 +62,7 @@ class InfoNCE(Spec):
 
     kind: Literal["info-nce"] = "info-nce"
     temperature: Positive = 0.2
-    queue: Annotated[int, Field(ge=1)] = 65536
+    queue: Count = 65536
     """targets of earlier steps that are kept as negatives"""
 
     def build(self, dim: int, targets: int = 2) -> nn.Module:
@@ -107,7 +106,7 @@ class Swapped(Spec):
     temperature: Positive = 0.1
     epsilon: Positive = 0.05
     """of Sinkhorn: larger is more uniform"""
-    iterations: Annotated[int, Field(ge=1)] = 3
+    iterations: Count = 3
     queue: Annotated[int, Field(ge=0)] = 0
     """earlier projections that join the batch when codes are made; for batches smaller than the number of prototypes"""
     queue_from: Annotated[float, Field(ge=0)] = 15

@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfdistill.spec import Spec
+from selfdistill.spec import Count, Spec
 
-Width = Annotated[int, Field(ge=1)]
 Norm = Literal["none", "hidden", "all"]
 
 
@@ -74,9 +73,9 @@ class Projector(Spec):
     """g: features [B, F] to projections [B, out]."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: tuple[Width, ...] = (2048, 2048)
+    hidden: tuple[Count, ...] = (2048, 2048)
     """widths of the hidden layers; [] makes it linear"""
-    out: Width = 2048
+    out: Count = 2048
     """d, the dimension in which student and teacher are compared"""
     bn: Norm = "all"
     """where BatchNorm stands: none, after the hidden layers, or after the output as well"""
@@ -93,9 +92,9 @@ class DINOHead(Spec):
     """Features [B, F] to logits [B, out]: an MLP with GELU, an l2-normalised bottleneck, `out` prototypes (DINO App. C)."""
 
     kind: Literal["dino"] = "dino"
-    hidden: tuple[Width, ...] = (2048, 2048)
-    bottleneck: Width = 256
-    out: Width = 65536
+    hidden: tuple[Count, ...] = (2048, 2048)
+    bottleneck: Count = 256
+    out: Count = 65536
     """K, the number of prototypes"""
     bn: Literal["none", "hidden"] = "none"
     """BatchNorm after the hidden layers (DINO App. C: 68.6 kNN with, 69.7 without)"""

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from selfdistill.errors import Misuse, did_you_mean
 from selfdistill.own import Slot
-from selfdistill.parts.contrast import InfoNCE, NTXent, PairList, Positive, Swapped
+from selfdistill.parts.contrast import InfoNCE, NTXent, PairList, Swapped
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.parts.soft_cross_entropy import soft_cross_entropy
 from selfdistill.parts.target import Softmax, Target
-from selfdistill.spec import Spec
+from selfdistill.spec import Positive, Spec
 
 Pairs = Literal["cross", "one-way", "one-way-doubled"]
 

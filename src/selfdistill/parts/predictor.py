@@ -13,17 +13,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfdistill.parts.collective import gather
-from selfdistill.parts.head import Norm, Width, mlp
+from selfdistill.parts.head import Norm, mlp
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress
-from selfdistill.spec import Spec
+from selfdistill.spec import Count, Spec
 
 
 class Predictor(Spec):
     """h: projections [B, d] to predictions [B, d], an MLP that learns by gradient."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: tuple[Width, ...] = (512,)
+    hidden: tuple[Count, ...] = (512,)
     """widths of the hidden layers, [] makes it linear; SimSiam advises a bottleneck of d/4 (App. B)"""
     bn: Norm = "hidden"
     """where BatchNorm stands: none, after the hidden layers, or after the output as well"""
@@ -59,7 +59,7 @@ class DirectPred(Spec):
     """rho in F <- rho F + (1 - rho) mean(z z'), uncentred"""
     epsilon: Annotated[float, Field(ge=0)] = 0.1
     """lifts the small eigenvalues (Table 6: 77.9 at 0.1, 76.8 at 0)"""
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Count = 1
     """steps between two settings of W; the spectrum of d = 2,048 costs seconds on a CPU"""
     trainable: ClassVar[bool] = False
 

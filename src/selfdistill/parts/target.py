@@ -13,7 +13,7 @@ from selfdistill.own import Slot
 from selfdistill.parts.collective import gather
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
-from selfdistill.spec import Spec
+from selfdistill.spec import Count, Spec
 
 Temperature = Annotated[Schedule, AfterValidator(lambda tau: tau.within(1e-4, math.inf))]
 
@@ -48,7 +48,7 @@ class Sinkhorn(Spec):
     kind: Literal["sinkhorn"] = "sinkhorn"
     temperature: Temperature = Schedule(base=0.05)
     """epsilon"""
-    iterations: Annotated[int, Field(ge=1)] = 3
+    iterations: Count = 3
 
     def build(self, dim: int) -> nn.Module:
         return SinkhornTarget(self)

@@ -25,7 +25,7 @@ from selfdistill.parts.collective import gather
 from selfdistill.parts.loss import Output
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress, Schedule
-from selfdistill.spec import Spec
+from selfdistill.spec import Count, Spec
 
 DROPS: dict[type[nn.Module], str] = {
     DropPath: "drop_prob",
@@ -67,7 +67,7 @@ class Snapshot(Spec):
     """The student as it was: copied every k steps (the k-step alternation of SimSiam Sec. 5.2) or every epoch (DINO Fig. 6)."""
 
     kind: Literal["snapshot"] = "snapshot"
-    every: Annotated[int, Field(ge=1)] | Literal["epoch"] = 1
+    every: Count | Literal["epoch"] = 1
     """steps between copies, or epoch"""
     lag: Literal[0, 1] = 0
     """0: the last copy teaches, which with every=1 is the student itself; 1: the one before it, the previous iteration of DINO Fig. 6"""

@@ -19,7 +19,8 @@ from selfdistill.errors import Misuse
 from selfdistill.evaluate.dense import IGNORED, dense_probes, scenes
 from selfdistill.evaluate.knn import TEMPERATURE, K
 from selfdistill.parts.backbone import device_of
-from selfdistill.protocols.frozen import Count, Found, Positive, Protocol, Seed
+from selfdistill.protocols.frozen import Found, Protocol, Seed
+from selfdistill.spec import Count, Positive
 from selfdistill.train.subject import Subject
 from selfdistill.views.augment import normalize
 from selfdistill.views.draw import permutation

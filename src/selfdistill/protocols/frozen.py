@@ -14,11 +14,9 @@ from selfdistill.evaluate import knn, linear, logistic
 from selfdistill.evaluate.clustering import clustering
 from selfdistill.evaluate.corruptions import CORRUPTIONS, corrupt
 from selfdistill.evaluate.retrieval import retrieval
-from selfdistill.spec import Spec
+from selfdistill.spec import Count, Positive, Spec
 from selfdistill.train.subject import Subject
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
 

@@ -15,7 +15,8 @@ from selfdistill.evaluate.linear import held_out, linear_probe
 from selfdistill.own import PYTHON
 from selfdistill.parts.backbone import device_of
 from selfdistill.parts.optim import AdamW
-from selfdistill.protocols.frozen import Count, Found, Protocol, Rates, Seed
+from selfdistill.protocols.frozen import Found, Protocol, Rates, Seed
+from selfdistill.spec import Count
 from selfdistill.train.run import untrained
 from selfdistill.train.subject import Subject
 from selfdistill.views.draw import balanced

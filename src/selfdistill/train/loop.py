@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfdistill import own
 from selfdistill.data.images import Pixels, Source
 from selfdistill.data.loader import training_views, workers_alive
-from selfdistill.disk import object_of, taken, write_whole
+from selfdistill.disk import locked, object_of, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.knn import knn_accuracy, usual_k
 from selfdistill.parts.backbone import statistics_kept
@@ -110,7 +110,7 @@ def pretrain(
     ends = False
     try:
         if fabric.is_global_zero:
-            lock = taken(out)
+            lock = locked(out)
             if changed:
                 write_whole(out / "recipe.yaml", record_of(recipe, run.versions))
             refused = next(n for n in count() if start - n not in passed_over)
@@ -141,11 +141,11 @@ def pretrain(
                         watch.before(seen, now)
                     with fabric.no_backward_sync(model, enabled=micro < recipe.accumulate - 1):
                         with clock("forward"):
-                            made: Step = model(seen, now)
+                            part: Step = model(seen, now)
                         with clock("backward"), statistics_kept(siamese.student):
-                            fabric.backward(made.loss / recipe.accumulate)
-                    losses.append({name: loss.detach() for name, loss in made.losses.items()})
-                    outputs.append((made.z.detach(), made.p.detach(), made.t.detach()))
+                            fabric.backward(part.loss / recipe.accumulate)
+                    losses.append({name: loss.detach() for name, loss in part.losses.items()})
+                    outputs.append((part.z.detach(), part.p.detach(), part.t.detach()))
                 after = Progress(step + 1, steps_per_epoch, recipe.epochs)
                 made = _of_the_step(losses, outputs)
                 if step == start and fabric.world_size > 1:

@@ -73,7 +73,7 @@ class Monitor:
 
     def before(self, siamese: Siamese) -> None:
         """The line of step 0: how good random features are."""
-        self.journal.log({"step": 0, "epoch": 0.0, **self.knn(siamese)})
+        self.journal.log({"step": 0, "epoch": 0.0, **self.accuracies(siamese)})
         self.logged = time.perf_counter()
 
     def after(self, now: Progress, made: Step, lr: float, siamese: Siamese, passed: bool = True) -> float | None:
@@ -95,7 +95,7 @@ class Monitor:
         row["output_std"] = output_std(made.z.cls.detach().flatten(0, 1).float())
         if probing:
             found, verdict = collapse(made, siamese, now)
-            row |= {**found, **self.knn(siamese), "verdict": verdict.state, "because": str(verdict)}
+            row |= {**found, **self.accuracies(siamese), "verdict": verdict.state, "because": str(verdict)}
         row["wall_seconds"] = round(self.seconds + time.perf_counter() - self.started, 2)
         self.journal.log(row, aloud=probing)
         if probing and row["verdict"] != self.state:
@@ -107,7 +107,7 @@ class Monitor:
         return row.get("knn_top1")
 
     @torch.no_grad()
-    def knn(self, siamese: Siamese) -> dict[str, Any]:
+    def accuracies(self, siamese: Siamese) -> dict[str, Any]:
         """kNN and ridge accuracy on a share of the held-out images, of the encoder that is kept and, where the teacher has weights of
         its own, of both; None without labels."""
         if self.sets is None:
@@ -115,12 +115,12 @@ class Monitor:
         bank, labels, test, targets = self.sets
         scores: dict[str, dict[str, float]] = {}
         for who, network in siamese.networks.items():
-            of = [features_of(network.backbone, i, self.recipe, bf16=self.recipe.precision == "bf16") for i in (bank, test)]
-            knn = knn_accuracy(of[0], labels, of[1], targets, k=usual_k(len(bank)))
-            scores[who] = {"knn": knn, "ridge": ridge_accuracy(of[0], labels, of[1], targets)}
+            known, asked = (features_of(network.backbone, i, self.recipe, bf16=self.recipe.precision == "bf16") for i in (bank, test))
+            knn = knn_accuracy(known, labels, asked, targets, k=usual_k(len(bank)))
+            scores[who] = {"knn": knn, "ridge": ridge_accuracy(known, labels, asked, targets)}
         found: dict[str, Any] = {f"{name}_top1": value for name, value in scores.get(self.recipe.keep, scores["student"]).items()}
         if len(scores) > 1:
-            found |= {f"{name}_{who}": value for who, of_it in scores.items() for name, value in of_it.items()}
+            found |= {f"{name}_{who}": value for who, its in scores.items() for name, value in its.items()}
         if self.recipe.labels is not None:
             found |= test_errors(siamese, self.recipe, test, targets)
         return found

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from selfdistill.spec import Spec
+from selfdistill.spec import Positive, Spec
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
@@ -83,7 +83,7 @@ class Crops(Spec):
     """patches of the global views hidden from the student; none: all are seen"""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """of the channels, images in [0, 1]; one value serves all channels"""
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
 
     def of_each_size(self, globals: int) -> list[list[tuple[int, int, Augment]]]:
         """(view, size, augmentation) of `globals` global views, then of the local ones."""
