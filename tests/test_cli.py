@@ -228,7 +228,9 @@ def test_a_run_without_predictor_has_a_verdict_and_no_gap(run, tmp_path):
     assert "E[z2]" not in out
     with pytest.raises(Misuse, match="simclr has no predictor"):
         api.predictor_gap(api.load("run"))
-    (tmp_path / "run" / "backbone.safetensors").unlink()
+    (tmp_path / "run" / "backbone.safetensors").unlink()  # as of a run that has not ended
+    assert run("diagnose", "run")[:2] == (0, out)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
     code, _, err = run("diagnose", "run")
     assert code == 2
     assert "--resume" in err
@@ -368,6 +370,21 @@ def test_an_unknown_home_is_a_folder_that_is_not_there(command, word):
 def test_a_run_folder_is_named_in_utf8(command):
     code, _, err = command("pretrain", "simsiam", "data=digits", *FAST, "--out", "b\udcff")
     assert (code, "no name in UTF-8" in err) == (2, True)
+
+
+def test_what_was_measured_before_a_refusal_is_shown(command):
+    short = ["finetune.epochs=1", "finetune.rates=[0.1]"]
+    code, out, err = command(
+        "evaluate", "random-init", "raw-pixels", "data=digits", "encoder.options={widths: [4]}", "--protocol", "knn,finetune", *short
+    )
+    assert (code, "nothing to fine-tune" in err) == (2, True)
+    assert {"knn", "finetune"} <= {line.split()[1] for line in out.splitlines() if line.startswith("│")}
+
+
+def test_the_best_checkpoint_is_said_to_be_chosen_on_what_it_is_measured_on(command):
+    assert command("pretrain", "simsiam", "data=digits", *FAST, "checkpoint.best=true", "--out", "run")[0] == 0
+    assert "which flatters it" in command("evaluate", "run/checkpoints/best.ckpt")[1]
+    assert "flatters" not in command("evaluate", "run")[1]
 
 
 def test_a_table_for_a_pipe_is_whole(command, monkeypatch):

@@ -536,6 +536,17 @@ def test_cells_of_methods_with_dots_in_their_names_share_nothing(tmp_path):
         assert not other.is_taken
 
 
+def test_images_of_another_folder_of_the_same_name_are_another_cell(tmp_path, monkeypatch):
+    """One lab, two working directories."""
+    recipe, folders = METHODS["simsiam"].edit(["data=photos"]), set()
+    for place in ("one", "other"):
+        (tmp_path / place / "photos").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        folders.add(cells.cell(recipe, tmp_path).folder)
+        assert cells.cell(recipe.edit([f"data={tmp_path / place / 'photos'}"]), tmp_path) != cells.cell(recipe, tmp_path)
+    assert len(folders) == 2
+
+
 def test_a_cell_that_another_process_trains_is_known(tmp_path):
     c = cells.cell(METHODS["simsiam"], tmp_path)
     assert not c.is_taken

@@ -65,7 +65,7 @@ def ingredient(slot: str) -> Callable[[S], S]:
 
 def use(file: str | Path) -> ModuleType:
     """Runs a Python file of the user's own, whose ingredients, losses and methods are then there. Raises `Misuse`."""
-    path = Path(file).resolve()
+    path = Path(file).expanduser().resolve()
     name = f"selfdistill_own_{path.stem}_{crc32(os.fsencode(path)):x}"  # two files of one name in two folders are two modules
     found = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
     if found is None or found.loader is None:

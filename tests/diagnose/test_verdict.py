@@ -153,6 +153,13 @@ def test_every_unhealthy_state_has_a_cause_for_every_method():
             assert cause_of(state, recipe).remedy
 
 
+def test_views_that_no_loss_with_a_weight_compares_are_the_cause():
+    """The patch term's centre, which is trained, has nothing to do with them."""
+    for state in ("dominated-target", "uniform-target", "collapsed"):
+        assert "no loss with a weight compares whole views" in cause_of(state, METHODS["ibot"].edit(["terms.views.weight=0"])).why
+        assert "whole views" not in cause_of(state, METHODS["ibot"].edit(["terms.patches.weight=0"])).why
+
+
 def test_no_preset_is_said_to_be_too_fast():
     for name in PRESETS:
         for recipe in METHODS.values():
@@ -202,6 +209,9 @@ def test_what_was_said_before_is_told():
 def test_a_backbone_worth_less_than_its_random_start_is_said():
     assert "0.370 is below the 0.550" in below_start({"knn_top1": 0.37, "knn_random_init": 0.55})
     assert "0.906 is below the 0.931" in below_start({"knn_top1": 0.906, "knn_random_init": 0.897, "knn_at_start": 0.931})
+    share = {"knn_top1": 0.92, "knn_at_start": 0.93, "knn_at_end": 0.94}  # of the probes' share: like with like
+    assert not below_start(share)
+    assert "0.910 is below the 0.930" in below_start(share | {"knn_at_end": 0.91})
     assert not below_start({"knn_top1": 0.1, "knn_random_init": 0.9, "verdict": "diverged"})
     for summary in ({}, {"knn_top1": None}, {"knn_top1": 0.6, "knn_random_init": None}, {"knn_top1": 0.6, "knn_random_init": 0.6}):
         assert not below_start(summary)

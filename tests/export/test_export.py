@@ -13,6 +13,7 @@ from torch import nn
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
+from selfdistill.disk import merge
 from selfdistill.export import deliver
 from selfdistill.export.formats import FORMATS, Kept
 from selfdistill.parts.encoder import Encoder
@@ -90,6 +91,17 @@ def test_teacher_and_student(resnet, vit, small, tmp_path):
         sd.export_run(small, "onnx", "teacher", tmp_path / "none")
     with pytest.raises(sd.Misuse, match="--of both"):
         sd.export_run(vit, "onnx", "both", tmp_path / "none")
+
+
+def test_a_card_has_no_figure_of_the_other_network(vit, colours, tmp_path):
+    """What is measured at the end is the network that the run keeps, DINO's teacher."""
+    shutil.copytree(vit.path, tmp_path / "run")
+    run = sd.Run(tmp_path / "run", source=colours)
+    merge(run.path / "summary.json", {"knn_top1": 0.91, "linear_top1": 0.92, "knn_student": 0.81, "knn_teacher": 0.89})
+    for of, has, lacks in (("teacher", ("0.91", "0.92"), ("0.81", "0.89")), ("student", ("0.81",), ("0.91", "0.92", "0.89"))):
+        worth = (sd.export_run(run, "safetensors", of, tmp_path / of).path / "README.md").read_text().partition("## Recipe")[0]
+        assert all(f"| {number}" in worth for number in has)
+        assert not any(f"| {number}" in worth for number in lacks)
 
 
 def test_timms_config_is_the_call_that_makes_the_network(vit, colours, tmp_path):

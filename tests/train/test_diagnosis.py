@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -132,6 +133,14 @@ def test_diagnosis_of_a_run(tiny_run, tiny_source):
     written = json.loads((run.path / "diagnosis.json").read_text())
     assert written["verdict"] == found.verdict
     assert written["features"] == found.of["features"]
+
+
+def test_a_run_that_goes_on_is_diagnosed_from_its_checkpoint(tiny_run, tiny_source, tmp_path):
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    whole = of_run(sd.Run(tmp_path / "run", source=tiny_source), augmentations=4)
+    for of_the_end in ("summary.json", "backbone.safetensors", "diagnosis.json"):
+        (tmp_path / "run" / of_the_end).unlink()
+    assert of_run(sd.Run(tmp_path / "run", source=tiny_source), augmentations=4) == whole
 
 
 def test_projections_are_of_views_that_differ(tiny_run, tiny_source):

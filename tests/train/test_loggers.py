@@ -31,6 +31,17 @@ def test_tensorboard_and_csv_have_the_lines_of_metrics(tiny_source, tmp_path):
     assert rows[-1]["verdict"] == run.metrics[-1]["verdict"]
 
 
+def test_a_run_that_begins_again_is_not_drawn_twice(tmp_path):
+    """Killed before its first checkpoint."""
+    for value in (1.0, 2.0):
+        writer = loggers.TensorBoard(tmp_path, sd.METHODS["byol"], 0)
+        for step in (0, 1, 10):
+            writer.log(step, {"loss": value})
+        writer.close(ended=value == 2.0)
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(e.step, e.value) for e in events] == [(0, 2.0), (1, 2.0), (10, 2.0)]
+
+
 def test_none(tiny_source, tmp_path):
     run = sd.pretrain("simsiam", "log=none", data=tiny_source, out=tmp_path / "run", **{**TINY, "epochs": 1})
     assert run.recipe.log == ()

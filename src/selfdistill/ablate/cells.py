@@ -31,7 +31,7 @@ from selfdistill import own
 from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
-from selfdistill.data.sources import open_source
+from selfdistill.data.sources import SOURCES, open_source
 from selfdistill.diagnose.verdict import probes
 from selfdistill.disk import merge, object_of, write_whole
 from selfdistill.errors import Failure, Misuse
@@ -86,8 +86,10 @@ class Cell:
 
 
 def cell(recipe: Recipe, lab: Path, measures: Iterable[Measure] = ()) -> Cell:
-    """Its folder in `lab`: the same recipe, with the same code of the user's own, is the same cell."""
-    said = json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()
+    """Its folder in `lab`: the same recipe on the same images, with the same code of the user's own, is the same cell."""
+    place = os.path.realpath(os.path.expanduser(recipe.data))
+    data = {"data": place} if os.path.exists(place) and recipe.data not in SOURCES else {}  # "photos" of another folder are others
+    said = json.dumps(recipe.model_dump(mode="json") | data, sort_keys=True).encode()
     key = hashlib.sha256(said + b"".join(file.read_bytes() for file in own.FILES)).hexdigest()[:12]
     return Cell(recipe, lab / "cells" / f"{recipe.method}-{key}", frozenset(measures))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,9 @@ def evaluate(
     subjects = [subject_on(name, [s for s in settings if s not in own], to) for name in names]
     for said in dict.fromkeys(subject.source.left_out for subject in subjects if subject.source.left_out):
         console.print(said, soft_wrap=True, highlight=False)
+    for name in names:
+        if Path(name).name == "best.ckpt":
+            console.print(f"{name}: kept as the best of its run's probes on these held-out images, which flatters it", soft_wrap=True)
     found: list[dict[str, Any]] = []
     try:
         for subject in subjects:
@@ -76,8 +80,8 @@ def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table
     spread = spread and len(found) > 1
     if spread:
         table.add_column("mean ± std")
-    for protocol in (name for name in found[0] if all(name in one for one in found)):
-        results: list[Mapping[str, float]] = [one[protocol]["results"] for one in found]
+    for protocol in dict.fromkeys(name for one in found for name in one):  # one that was refused to a later subject too
+        results: list[Mapping[str, float]] = [one[protocol]["results"] if protocol in one else {} for one in found]
         common = [name for name in results[0] if all(name in of for of in results)] if spread else []
         over = {name: of_all for name in common if (of_all := mean_and_sd(of[name] for of in results))}
         rows: dict[str, list[str]] = {}
@@ -87,7 +91,9 @@ def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table
             of_each = [" ".join(f"{of[name]:.4f}" for name in cells if name in of) for of in results]
             overall = [" ".join(f"{over[name][0]:.4f} ± {over[name][1]:.4f}" for name in cells if name in over)] if spread else []
             table.add_row(protocol, row, *of_each, *overall)
-        chosen = [", ".join(f"{key}={_short(value)}" for key, value in one[protocol]["chosen"].items()) for one in found]
+        chosen = [
+            ", ".join(f"{key}={_short(value)}" for key, value in one.get(protocol, {"chosen": {}})["chosen"].items()) for one in found
+        ]
         if any(chosen):
             table.add_row(protocol, "chosen", *chosen, style="dim")
     return table

@@ -18,6 +18,7 @@ from selfdistill.diagnose.ingredients import (
     centre,
     every_step,
     fast,
+    idle,
     is_own_teacher,
     lacks_predictor,
     losses,
@@ -102,6 +103,12 @@ CAUSES = (
         unlabelled,
         "nothing learns from labels, and consistency alone is met by one answer for all images (BYOL Table 5b, row 7).",
         "terms.labels.weight=1.",
+    ),
+    Cause(
+        (*CONSTANT, *TARGETS),
+        idle,
+        "no loss with a weight compares whole views: the terms that do have weight 0, and their outputs go where the others take them.",
+        "terms.views.weight=1.",
     ),
     *OF_TARGETS,
     Cause(

@@ -29,6 +29,11 @@ def losses(recipe: Recipe) -> Iterator[Any]:
     return (term.loss for term in recipe.terms.values() if term.weight.base)
 
 
+def idle(recipe: Recipe) -> bool:
+    """Whether no loss that counts is on whole views."""
+    return all(term.on == "patch" or not term.weight.base for term in recipe.terms.values())
+
+
 def cross_entropies(recipe: Recipe) -> Iterator[Any]:
     """The losses that have a target distribution made of the teacher's output."""
     return (loss for loss in losses(recipe) if loss.kind == "cross-entropy")

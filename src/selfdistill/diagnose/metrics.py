@@ -125,9 +125,10 @@ def alpha_req(eigenvalues: Tensor, first: int = 4, last: int = 100) -> float:
 
 
 def lidar(z: Tensor, delta: float = 1e-4) -> float:
-    """The effective rank of what tells images apart: z [A, N, D] of A >= 2 augmentations of N images, in 1..min(D, N - 1) (LiDAR: Thilak
-    et al. 2024, Sec. 3). Each image is a class: S_w^-1/2 S_b S_w^-1/2, S_b the covariance of the images' means, S_w within images plus
-    `delta`. RankMe also counts directions that only the augmentation moves. Its absolute value depends on z's scale by `delta`.
+    """The effective rank of what tells images apart: z [A, N, D] of A >= 2 augmentations of N images, in 1..min(D, N - 1), 0 where nothing
+    does (LiDAR: Thilak et al. 2024, Sec. 3). Each image is a class: S_w^-1/2 S_b S_w^-1/2, S_b the covariance of the images' means, S_w
+    within images plus `delta`. RankMe also counts directions that only the augmentation moves. Its absolute value depends on z's scale by
+    `delta`.
     """
     z = z.double()
     A, N, D = z.shape
@@ -137,7 +138,8 @@ def lidar(z: Tensor, delta: float = 1e-4) -> float:
     within = (z - means).flatten(0, 1)
     inside, vectors = torch.linalg.eigh(within.T @ within / (N * (A - 1)) + delta * torch.eye(D, dtype=z.dtype, device=z.device))
     between = (means - means.mean(0)) @ vectors / inside.sqrt() / (N - 1) ** 0.5  # whitened by S_w; S_b is its Gram matrix
-    return _perplexity(torch.linalg.svdvals(between).square() + 1e-8)
+    eigenvalues = torch.linalg.svdvals(between).square()
+    return _perplexity(eigenvalues) if eigenvalues.sum() > 1e-8 else 0.0
 
 
 def _perplexity(x: Tensor) -> float:

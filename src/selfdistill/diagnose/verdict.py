@@ -159,7 +159,9 @@ def before(rows: Iterable[Mapping[str, Any]]) -> str:
 def below_start(summary: Mapping[str, Any]) -> str:
     """Of a summary.json whose kNN is below that of the encoder before its first step: a sentence that says so, else nothing. No verdict
     does: outputs may be spread out and say nothing of the classes (DINO without its momentum teacher, digits: kNN 0.37 for 0.55)."""
-    knn, start = summary.get("knn_top1"), summary.get("knn_at_start", summary.get("knn_random_init"))
+    knn, start = summary.get("knn_top1"), summary.get("knn_random_init")
+    if "knn_at_start" in summary:  # of the probes' share of the images, as is the last probe's
+        knn, start = summary.get("knn_at_end", knn), summary["knn_at_start"]
     if knn is None or start is None or knn >= start or summary.get("verdict") == "diverged":
         return ""
     return (

@@ -12,6 +12,7 @@ from selfdistill.train.subject import TIMM, Subject
 
 MEASURED = {
     "knn_top1": "kNN top-1 on held-out images (k = 20 or the whole bank, T = 0.07)",
+    "probed": "kNN top-1 of the last probe, on a share of the images",
     "knn_random_init": "the same of the network at random",
     "knn_raw_pixels": "the same of raw pixels",
     "linear_top1": "linear top-1 on held-out images",
@@ -32,7 +33,7 @@ def card(subject: Subject, kept: Kept, made: Format, checked: str) -> str:
     if subject.run:
         title, tags = f"{encoder}, pretrained by {r.method} on {data}", f"\n- self-supervised-learning\n- {r.method}"
         what = f"The {kept.of}'s backbone of a run of selfdistill, without its projector"
-        told = _trained(subject.run, data)
+        told = _trained(subject.run, kept.of, data)
     else:
         title, tags = f"{encoder}, {_origin(subject)}", ""
         what, told = f"{encoder} with {_origin(subject)}", "Nothing was trained or measured here.\n"
@@ -70,9 +71,11 @@ def _without_path(data: str) -> str:
     return data if data in SOURCES else Path(data).name
 
 
-def _trained(run: Run, data: str) -> str:
-    """What a run's backbone is worth, what to know of it, and how it came about."""
+def _trained(run: Run, of: str, data: str) -> str:
+    """What the backbone of a run's student or teacher is worth, what to know of it, and how it came about."""
     r, s = run.recipe, run.summary
+    if of != r.keep:  # evaluated was the one that the run keeps; of the other there are the probes
+        s = {key: value for key, value in s.items() if key not in ("knn_top1", "linear_top1")} | {"probed": s.get(f"knn_{of}")}
     numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
     labels = "without labels" if r.labels is None else f"with {r.labels} labels"
     start = f", from the weights of init_from={_without_path(r.init_from)}" if r.init_from else " and nothing else"

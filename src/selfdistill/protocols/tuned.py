@@ -62,7 +62,8 @@ class Supervised(Finetune):
                 f"{subject.name}: supervised starts from random weights, and a module of your own cannot be drawn anew: leave it out"
             )
         at = device_of(_network(subject))
-        return super().measure(replace(subject, backbone=untrained(subject.recipe).to(at)))
+        drawn = subject.recipe.model_copy(update={"seed": subject.recipe.seed + self.seed})
+        return super().measure(replace(subject, backbone=untrained(drawn).to(at)))
 
 
 class Semi(Tuning):
@@ -95,8 +96,8 @@ class Semi(Tuning):
 
 def few_labels(labels: Tensor, total: int, seed: int) -> Tensor:
     """Places of some `total` images, the same number of each class and one at least, or all that a class has; drawn by seed."""
-    classes = int(labels.max()) + 1
-    return balanced(seed, labels, [max(1, round(total / classes))] * classes)
+    there = labels.bincount() > 0  # a subset of a data set may keep its numbers, with gaps
+    return balanced(seed, labels, [max(1, round(total / int(there.sum()))) * found for found in there.tolist()])
 
 
 def _network(subject: Subject) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 
 from selfdistill.diagnose.describe import READING, describe, ordered
-from selfdistill.diagnose.verdict import below_start, probes, since
+from selfdistill.diagnose.verdict import before, below_start, probes, since
 from selfdistill.disk import object_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
@@ -105,7 +105,7 @@ def verdict(look: Look) -> Iterator[Block]:
         raise Misuse("no probe yet, so no verdict")
     last = probes(rows)[-1]
     state, _, because = last["because"].partition(": ")
-    yield Words(because, state)
+    yield Words(because + before(rows), state)
     yield Words(f"Since epoch {began['epoch']:g}, step {began['step']}, of {rows[-1]['epoch']:g} epochs.")
 
 

@@ -76,7 +76,8 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
         raise Misuse(f"{run.path}: no probe in metrics.jsonl yet (probe_every={run.recipe.probe_every}). --resume continues the run")
     last = probes(run.metrics)[-1]
     images = spread(run.source.looked_at, IMAGES)
-    features = of_backbone(run.backbone, images, run.recipe).of["features"]
+    backbone = run.backbone if (run.path / "backbone.safetensors").exists() else siamese_of(run).backbone  # of a run that goes on
+    features = of_backbone(backbone, images, run.recipe).of["features"]
     gap = predictor_gap(run, augmentations)._asdict() if run.recipe.predictor and run.recipe.teacher.kind != "expectation" else {}
     if not all(map(math.isfinite, gap.values())):
         gap = {}  # of a run that diverged

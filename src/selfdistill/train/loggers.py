@@ -33,7 +33,7 @@ class TensorBoard(Logger):
     def __init__(self, folder: Path, recipe: Recipe, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         for key, value in scalars.items():

@@ -37,7 +37,7 @@ from selfdistill.train.initial import initialised
 from selfdistill.train.journal import Journal, say
 from selfdistill.train.loggers import open_loggers
 from selfdistill.train.meeting import meet_on_loopback
-from selfdistill.train.monitor import Monitor, test_errors
+from selfdistill.train.monitor import Monitor, test_errors, whole
 from selfdistill.train.profile import Profile
 from selfdistill.train.run import DIAGNOSIS, EVALUATION, Run, make_folder, record_of
 from selfdistill.train.weights import state_of
@@ -261,11 +261,15 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
     else:
         k = usual_k(len(bank))
         summary["knn_top1"] = run.knn(k)
-        # A module of the user's own may be drawn anew when a run goes on: what it was worth at first, the first line tells.
+        # A module of the user's own may be drawn anew when a run goes on: what it was worth at first, the first line tells. The probes'
+        # share is held against the same share at the end.
         first = next((row["knn_top1"] for row in run.metrics if row["step"] == 0), None)  # none of a file that was lost
-        summary["knn_random_init"] = first if run.own_encoder is not None else run.knn(k, trained=False)
-        if run.recipe.init_from:
-            summary["knn_at_start"] = first
+        if run.recipe.init_from or run.own_encoder is not None:
+            summary |= {"knn_at_start": first, "knn_at_end": journal.last.get("knn_top1")}
+        if run.own_encoder is None:
+            summary["knn_random_init"] = run.knn(k, trained=False)
+        elif whole(run.source):
+            summary["knn_random_init"] = first
         if run.recipe.labels is not None:
             summary |= test_errors(siamese, run.recipe, test, targets)
         if isinstance(bank, Pixels) and isinstance(test, Pixels):

@@ -35,6 +35,12 @@ PLATEAU = 0.5
 """of the run, which uniform-target must last for that as well: SwAV on digits leaves it by itself after 17 of 60 epochs"""
 
 
+def whole(source: Source) -> bool:
+    """Whether probes look at all labelled images, and not at a share."""
+    bank, _, test, _ = source.labelled()
+    return len(bank) <= BANK and len(test) <= QUERIES
+
+
 class Monitor:
     """Writes a line every `log_every` steps; at probes adds kNN and a linear probe on held-out images, where there are labels, the
     collapse metrics of the step just made, and the verdict, which is said aloud when it turns."""
