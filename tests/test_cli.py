@@ -1,6 +1,8 @@
 """The command line as a user meets it: what it prints, and how it says no."""
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from PIL import Image
 
 import selfdistill as sd
 from selfdistill import api
+from selfdistill.ablate import results
+from selfdistill.cli import lab as lab_command
 from selfdistill.cli.app import console
+from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse
 from selfdistill.train.faults import Stopped
 from tests.conftest import TINY, TINY_OF
@@ -385,6 +390,36 @@ def test_the_best_checkpoint_is_said_to_be_chosen_on_what_it_is_measured_on(comm
     assert command("pretrain", "simsiam", "data=digits", *FAST, "checkpoint.best=true", "--out", "run")[0] == 0
     assert "which flatters it" in command("evaluate", "run/checkpoints/best.ckpt")[1]
     assert "flatters" not in command("evaluate", "run")[1]
+
+
+def test_pack_on_the_command_line(command, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (250, 350, 3), dtype=np.uint8)
+    (tmp_path / "photos").mkdir()
+    for n in range(3):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{n}.png")
+    sizes = []
+    for quality in (20, 95):
+        assert command("pack", "photos", f"q{quality}", "--side", 200, "--quality", quality)[0] == 0
+        photos = open_source(str(tmp_path / f"q{quality}")).train
+        with photos.open(0) as photo:
+            assert (photo.height, photo.width) == (200, 280)
+        sizes.append(sum(file.stat().st_size for file in (tmp_path / f"q{quality}").iterdir()))
+    assert sizes[0] < sizes[1]
+
+
+def test_a_page_of_tables_on_the_command_line(command, tmp_path, monkeypatch):
+    """What it trains is tested elsewhere: here that the records come to the page that is named."""
+    record = json.loads((Path(__file__).parent.parent / "docs/results/claims.json").read_text())[0]
+    seen = []
+    monkeypatch.setattr(lab_command, "_run", lambda *args: [{"scale": "tiny", "claims": [record]}])
+    monkeypatch.setattr(results, "write_page", lambda records, docs: seen.append(docs) or (docs / "results.md", docs / "claims.json"))
+    code, out, err = command("reproduce", "simsiam-fig2", "--docs", "page")
+    assert (code, seen) == (0, [Path("page")]), err
+    assert "page/results.md" in out
+    (tmp_path / "file").touch()
+    code, _, err = command("reproduce", "simsiam-fig2", "--docs", "file")
+    assert (code, "is a file: name a folder" in err) == (2, True)
+    assert len(seen) == 1
 
 
 def test_a_table_for_a_pipe_is_whole(command, monkeypatch):

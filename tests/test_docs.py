@@ -3,23 +3,30 @@
 A block that is not run says so in its title, which the reader sees: ```python title="not run: why".
 """
 
+import json
 import re
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import typer
 
 import mkdocs_facts
 from selfdistill import own
-from selfdistill.ablate.edits import without
+from selfdistill.ablate.claims import ScaleName
+from selfdistill.ablate.edits import EDITS, without
+from selfdistill.ablate.table import table
 from selfdistill.cli import app
+from selfdistill.export.formats import FORMATS
 from selfdistill.methods import METHODS
 from selfdistill.parts.loss import LOSSES
+from selfdistill.protocols import is_protocol_setting, protocols_of
 from selfdistill.recipe import Recipe
+from selfdistill.report.pictures import PICTURES
 from selfdistill.train.resolve import with_preset
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +87,25 @@ def check(words: list[str], folder: Path = ROOT) -> None:
             method = "simsiam"
         assert method in METHODS, f"no method {method}"
         edited(METHODS[method], settings, given.get("without") or [])
+
+    if name == "evaluate":
+        protocols_of(given["protocol"].split(","), filter(is_protocol_setting, given["what"]))
+    elif name == "export":
+        assert given["format"] in FORMATS
+    elif name == "picture":
+        assert given["what"] in PICTURES
+    elif name == "ablate" and given["edits"]:
+        assert set(given["edits"].split(",")) <= EDITS.keys()
+    elif name == "reproduce" and given["table"]:
+        assert given["scale"] in get_args(ScaleName)
+        assert [table(word) for word in given["table"].split(",") if "=" not in word]
+
+
+def test_readmes_counts_are_the_claims():
+    found = Counter(claim["outcome"] for claim in json.loads((ROOT / "docs/results/claims.json").read_text()))
+    holds, undecided, fails = (found[outcome] for outcome in ("HOLDS", "UNDECIDED", "FAILS"))
+    said = f"Of {found.total()} claims, {holds} hold on digits over three seeds, {undecided} are undecided and {fails} fail"
+    assert said in " ".join((ROOT / "README.md").read_text().split())
 
 
 def edited(recipe: Recipe, settings: list[str], left_out: list[str]) -> Recipe:

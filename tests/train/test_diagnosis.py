@@ -5,12 +5,14 @@ import math
 import os
 import shutil
 import signal
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 import selfdistill as sd
+from selfdistill.diagnose.causes import State
 from selfdistill.errors import Failure
 from selfdistill.train import monitor, probe
 from selfdistill.train.diagnosis import of_run, projections
@@ -168,7 +170,16 @@ def test_the_command_on_a_timm_backbone(run):
     code, out, err = run("diagnose", "timm:resnet18", "data=digits")
     assert code == 0, err
     assert "knn_top1" in out
-    assert "collapsed" in out or "healthy" in out
+    assert out.splitlines()[-1].partition(":")[0] in get_args(State)
+
+
+@pytest.mark.parametrize("words", [[], ["--pretrained"]])
+def test_pretrained_weights_are_timms_and_only_where_they_are_asked_for(run, words, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **named: loaded.append(args))
+    code, _, err = run("diagnose", "timm:resnet18", "data=digits", *words)
+    assert code == 0, err
+    assert len(loaded) == len(words)
 
 
 @pytest.mark.parametrize(

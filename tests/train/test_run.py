@@ -22,11 +22,15 @@ from torch import nn
 
 import selfdistill as sd
 from selfdistill.data.images import Pixels, Source
+from selfdistill.parts.head import Prototypes
+from selfdistill.recipe import Checkpoint
 from selfdistill.siamese import Siamese
 from selfdistill.train import checkpoint, loop, monitor
 from selfdistill.train.clock import Clock
 from selfdistill.train.journal import Journal
-from selfdistill.train.resolve import with_preset
+from selfdistill.train.resolve import REPAID, resolve, with_preset
+from selfdistill.train.run import untrained
+from selfdistill.train.trained import siamese_of
 from tests.conftest import TINY, TINY_OF
 from tests.crash import lines, same, state_of, until
 
@@ -343,6 +347,78 @@ def test_two_processes_leave_one_run(tmp_path):
     assert [r["step"] for r in run.metrics] == list(range(1437 // 32 + 1))
     assert run.summary["verdict"] == "healthy"
     assert json.loads((run.path / "profile.json").read_text())["steps"] == 1437 // 32
+
+
+def test_two_processes_train_as_one_does_on_the_same_batches(tmp_path):
+    """Each on its share, gradients averaged. Without BatchNorm, whose statistics processes on CPUs do not share."""
+    vit = ["encoder=timm:vit_tiny_patch16_224", "encoder.options={patch_size: 4, depth: 1, embed_dim: 16, num_heads: 2}"]
+    words = [*vit, "projector.bn=none", "predictor.bn=none", "precision=fp32", "epochs=1", "batch_size=128", "probe_every=9", "--no-report"]
+    for n in ("1", "2"):
+        command = [
+            sys.executable,
+            "-m",
+            "selfdistill",
+            "pretrain",
+            "simsiam",
+            "data=digits",
+            *words,
+            f"devices={n}",
+            "--out",
+            str(tmp_path / n),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (safetensors.torch.load_file(tmp_path / n / "backbone.safetensors") for n in ("1", "2"))
+    start = untrained(sd.load(tmp_path / "1").recipe).net.state_dict()
+    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 0.02  # it learned
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=1e-3)
+
+
+def test_the_loop_clips(tiny_source, tmp_path):
+    settings = {**TINY, "epochs": 1, "weight_decay": 0, "precision": "fp32"}
+    for norm, moved in ((1e-9, False), (1e9, True)):
+        run = sd.pretrain("simsiam", data=tiny_source, out=tmp_path / str(moved), clip=f"{{norm: {norm}}}", **settings)
+        start = dict(untrained(run.recipe).named_parameters())
+        assert any((p - start[name]).abs().max() > 1e-5 for name, p in run.backbone.named_parameters()) == moved
+
+
+def test_the_loop_freezes_prototypes_at_first(tiny_source, tmp_path):
+    def prototypes(frozen, epochs):
+        words = {**TINY_OF["dino"], "projector.frozen_epochs": frozen, "epochs": epochs}
+        run = sd.pretrain("dino", data=tiny_source, out=tmp_path / f"{frozen}-{epochs}", **words)
+        return next(part.weight for part in siamese_of(run).student.modules() if isinstance(part, Prototypes))
+
+    start = prototypes(2, 2)
+    assert torch.equal(prototypes(1, 1), start)
+    assert not torch.allclose(prototypes(0, 1), start, atol=1e-4)
+    assert not torch.allclose(prototypes(1, 2), start, atol=1e-4)
+
+
+def test_a_checkpoint_is_due_each_minute_and_costs_two_per_cent_at_most(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    keeper = checkpoint.Keeper(tmp_path, Checkpoint(), 8, writes=True)
+    for cost, at, due in ((0, 59, False), (0, 61, True), (2, 99, False), (2, 101, True)):
+        keeper.cost, now[0] = cost, at
+        assert keeper.due() == due
+
+
+@pytest.mark.parametrize(("amx", "avx512", "bf16"), [(True, False, True), (False, True, True), (False, False, False)])
+def test_precision_is_the_machines(amx, avx512, bf16, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    recipe, _, _ = resolve(sd.METHODS["simsiam"], ["data=digits"])
+    assert (recipe.precision, recipe.compile) == ("bf16" if bf16 else "fp32", "off")
+
+
+def test_a_gpu_compiles_what_is_long_enough_to_repay_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    for epochs, word in ((REPAID // 11, "off"), (REPAID // 11 + 1, "on")):  # of 11 steps
+        recipe, _, _ = resolve(sd.METHODS["simsiam"], ["data=digits", "batch_size=128", f"epochs={epochs}"])
+        assert (recipe.precision, recipe.compile) == ("bf16", word)
 
 
 def test_a_run_leaves_the_process_as_it_was(tiny_source, tmp_path):

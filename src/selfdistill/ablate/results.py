@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -182,8 +183,12 @@ def write_page(records: Sequence[dict[str, Any]], docs: Path) -> tuple[Path, Pat
     there = [claim for claim in json_of(figures, list[dict[str, Any]], []) if claim["table"] in sections.keys() - made.keys()]
     claims = sorted([*there, *claims_of(records)], key=lambda claim: list(sections).index(claim["table"]))
     write_whole(figures, json.dumps(claims, indent=2) + "\n")
-    write_whole(page, _overview(claims, scale, f"results/{figures.name}", "lab.md" if tiny else "../lab.md") + _joined(sections))
+    where = os.path.relpath(figures, page.parent)
+    write_whole(page, _overview(claims, scale, where, "lab.md" if tiny else "../lab.md") + _joined(sections))
     return page, figures
+
+
+ON = {"tiny": "digits", "small": "Fashion-MNIST", "paper": "the papers' data"}
 
 
 def _overview(claims: Sequence[dict[str, Any]], scale: str, figures: str, how: str) -> str:
@@ -191,11 +196,11 @@ def _overview(claims: Sequence[dict[str, Any]], scale: str, figures: str, how: s
     counts = {o: sum(claim["outcome"] == o for claim in claims) for o in ("HOLDS", "UNDECIDED", "FAILS")}
     said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
     parts = [
-        "# What the papers claim, measured\n",
+        f"# What the papers claim, measured on {ON[scale]}\n",
         f"Of {len(claims)} claims: {said}; their figures are in {figures}. Each table says when and where it was written; "
         f"`selfdistill reproduce TABLE --scale {scale} --seeds 3 --docs DIR` makes it anew in its place.\n",
-        f"A claim is a comparison over seeds; within two standard errors it is UNDECIDED ([lab.md]({how})). At a small scale claims are "
-        "about direction and order, not about the papers' figures, which stand in the last column.\n",
+        f"A claim is a comparison over seeds; within two standard errors it is UNDECIDED, of one seed the sign decides ([lab.md]({how}))"
+        ". At a small scale claims are about direction and order, not about the papers' figures, which stand in the last column.\n",
         _line(["claim", "outcome", "table"]),
         _line(["---"] * 3),
         *(_line([f"{c['says']} ({c['source']})", c["outcome"], f"[{c['table']}](#{c['table']})"]) for c in claims),

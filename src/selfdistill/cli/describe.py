@@ -30,7 +30,7 @@ def methods() -> None:
 
 
 def slots(r: Recipe) -> dict[str, str]:
-    """What fills each slot, in a few words: the design's table, read off the recipe."""
+    """What fills each slot, in a few words: the table of slots, read off the recipe."""
     g, h, teacher, views = r.projector, r.predictor, r.teacher, r.views
     locals_ = f" + {views.locals.count} local" if views.locals else ""
     losses = [
