@@ -359,7 +359,7 @@ def test_images_are_not_compared_nor_weights_exported_by_a_run_that_diverged(tmp
     assert not (run.path / "export").exists()
 
 
-@pytest.mark.parametrize("protocol", ["clustering", "retrieval"])
+@pytest.mark.parametrize("protocol", ["knn", "linear", "logistic", "semi", "robustness", "clustering", "retrieval"])
 def test_held_out_images_of_one_class_are_told_apart_by_any_features(tiny_run, tiny_source, protocol):
     one = (tiny_source.test.labels == 0).nonzero()[:, 0]
     test = Pixels(tiny_source.test.pixels[one], tiny_source.test.labels[one], tiny_source.test.classes)

@@ -55,8 +55,11 @@ class Subject:
 
     @cached_property
     def frozen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same with features, [N, F] and [Q, F] fp32 on the CPU."""
+        """The same with features, [N, F] and [Q, F] fp32 on the CPU. Raises `Misuse` where all held-out images are of one class, which any
+        features tell apart."""
         bank, labels, test, targets = self.images
+        if len(targets.unique()) < 2:
+            raise Misuse(f"data={self.source.name}: its held-out images are of one class: two at least")
         features, queries = self.features(bank), self.features(test)
         self.check_finite(features, queries)
         return features, labels, queries, targets
