@@ -138,7 +138,7 @@ def remarks(paths: Sequence[Path]) -> list[str]:
         found.append(
             f"of {len(paths)} images looked at {several} have several frames (pages, a stack, an animation): the first of each is used"
         )
-    if peaks and max(peaks) < DARK:
+    if peaks and 0 < max(peaks) < DARK:
         found.append(
             f"of {len(paths)} images looked at {len(peaks)} have 16 bits and no value above {max(peaks)}: they are nearly black, since the "
             f"upper 8 bits are read. Multiply all of them by {65536 // (max(peaks) + 1)} first"

@@ -107,7 +107,7 @@ CAUSES = (
     Cause(
         (*CONSTANT, *TARGETS),
         idle,
-        "no loss with a weight compares whole views: the terms that do have weight 0, and their outputs go where the others take them.",
+        "no loss with a weight compares whole views: their terms have weight 0, and the outputs go where the other terms take them.",
         "terms.views.weight=1.",
     ),
     *OF_TARGETS,
