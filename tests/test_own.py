@@ -158,7 +158,7 @@ from pydantic import Field
 from torch import nn
 
 import selfdistill as sd
-from selfdistill.parts.head import Width
+from selfdistill.spec import Count
 from selfdistill.parts.loss import Pairwise
 from selfdistill.parts.predictor import Learned
 from selfdistill.parts.schedule import Schedule
@@ -208,7 +208,7 @@ class Scale(nn.Module):
 @sd.ingredient("projector")
 class Flat(sd.Spec):
     kind: Literal["flat"] = "flat"
-    out: Width = 16
+    out: Count = 16
 
     def build(self, features):
         return nn.Linear(features, self.out)
