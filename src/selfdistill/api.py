@@ -109,7 +109,7 @@ def pretrain(
             raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
     check(without)  # a slip is answered before a large folder of images is opened
-    path = new_folder(Path(out).expanduser(), "") if out else None  # before a large folder of images is opened
+    path = new_folder(_path(out), "") if out else None  # before a large folder of images is opened
     recipe, source, changed = resolve(base, asked, source)
     gone = lacking(recipe, without)  # the recipe as its data's preset has it
     edits(base, gone)  # raises: nor has the paper's

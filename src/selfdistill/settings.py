@@ -28,10 +28,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        for n, key in enumerate(keys):
-            if key in keys[:n]:
-                raise yaml.YAMLError(f"{key} stands twice (the second in line {node.value[n][0].start_mark.line + 1}): leave one out")
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"{key.value} stands twice (the second in line {key.start_mark.line + 1}): leave one out")
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

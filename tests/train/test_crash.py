@@ -105,6 +105,21 @@ def poisoned(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """The checkpoint of every step, as bytes and as what they hold."""
+    found, write = {}, checkpoint.write_whole
+
+    def recorded(path, content):
+        state = torch.load(io.BytesIO(content), weights_only=True)
+        found[state["step"]] = (bytes(content), state)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_whole", recorded)
+    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
+    return found
+
+
 SOLVED = {k: v for k, v in TINY.items() if not k.startswith("predictor")}
 SLOTS = {
     **{method: (method, tiny) for method, tiny in TINY_OF.items()},
@@ -116,17 +131,8 @@ SLOTS = {
 
 
 @pytest.mark.parametrize("slots", SLOTS)
-def test_a_step_that_is_not_finite_leaves_nothing_and_a_resume_knows_of_it(slots, tiny_source, tmp_path, poisoned, monkeypatch):
+def test_a_step_that_is_not_finite_leaves_nothing_and_a_resume_knows_of_it(slots, tiny_source, tmp_path, poisoned, written):
     method, tiny = SLOTS[slots]
-    written, write = {}, checkpoint.write_whole
-
-    def recorded(path, content):
-        state = torch.load(io.BytesIO(content), weights_only=True)
-        written[state["step"]] = (bytes(content), state)
-        write(path, content)
-
-    monkeypatch.setattr(checkpoint, "write_whole", recorded)
-    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
     run = sd.pretrain(method, data=tiny_source, out=tmp_path / "run", **tiny)
     for bad in BAD:
         for part in ("model", "optimizer"):
@@ -146,21 +152,14 @@ def test_a_step_that_is_not_finite_leaves_nothing_and_a_resume_knows_of_it(slots
     assert same(whole, state_of(resumed))
 
 
-def test_a_snapshot_that_is_due_is_taken_though_the_step_is_not_made(tiny_source, tmp_path, poisoned, monkeypatch):
+def test_a_snapshot_that_is_due_is_taken_though_the_step_is_not_made(tiny_source, tmp_path, poisoned, written):
     """The third step ends the first epoch: left out, the second would be taught by the student of the start."""
-    written, write = {}, checkpoint.write_whole
-
-    def recorded(path, content):
-        state = torch.load(io.BytesIO(content), weights_only=True)
-        written[state["step"]] = state["model"]
-        write(path, content)
-
-    monkeypatch.setattr(checkpoint, "write_whole", recorded)
-    monkeypatch.setattr(checkpoint.Keeper, "due", lambda self: True)
     sd.pretrain("simsiam", data=tiny_source, out=tmp_path / "run", **{**TINY, "teacher": "snapshot", "teacher.every": "epoch"})
-    pairs = {name: name.replace("teacher.net.", "student.") for name in written[3] if name.startswith("teacher.net.")}
     for step, alike in ((2, False), (3, True)):
-        assert all(torch.equal(written[step][mine], written[step][theirs]) for mine, theirs in pairs.items()) == alike
+        model = written[step][1]["model"]
+        pairs = {name: name.replace("teacher.net.", "student.") for name in model if name.startswith("teacher.net.")}
+        assert pairs
+        assert all(torch.equal(model[mine], model[theirs]) for mine, theirs in pairs.items()) == alike
 
 
 def test_a_bad_step_at_a_probe_says_nothing_of_the_network(tiny_source, tmp_path, poisoned):

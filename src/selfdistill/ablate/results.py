@@ -188,15 +188,12 @@ def write_page(records: Sequence[dict[str, Any]], docs: Path) -> tuple[Path, Pat
     return page, figures
 
 
-ON = {"tiny": "digits", "small": "Fashion-MNIST", "paper": "the papers' data"}
-
-
 def _overview(claims: Sequence[dict[str, Any]], scale: str, figures: str, how: str) -> str:
     """How many claims hold, and each in a line. figures, how: the claims' file and lab.md from there."""
     counts = {o: sum(claim["outcome"] == o for claim in claims) for o in ("HOLDS", "UNDECIDED", "FAILS")}
     said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
     parts = [
-        f"# What the papers claim, measured on {ON[scale]}\n",
+        f"# What the papers claim, measured at the scale {scale}\n",
         f"Of {len(claims)} claims: {said}; their figures are in {figures}. Each table says when and where it was written; "
         f"`selfdistill reproduce TABLE --scale {scale} --seeds 3 --docs DIR` makes it anew in its place.\n",
         f"A claim is a comparison over seeds; within two standard errors it is UNDECIDED, of one seed the sign decides ([lab.md]({how}))"

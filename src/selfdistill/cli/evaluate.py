@@ -37,6 +37,7 @@ def evaluate(
 ) -> None:
     """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
     from selfdistill.protocols import is_protocol_setting, kept, measured, protocols_of
+    from selfdistill.train.checkpoint import BEST
     from selfdistill.train.run import EVALUATION
     from selfdistill.train.subject import subject_on
 
@@ -51,7 +52,7 @@ def evaluate(
     for said in dict.fromkeys(subject.source.left_out for subject in subjects if subject.source.left_out):
         console.print(said, soft_wrap=True, highlight=False)
     for name in names:
-        if Path(name).name == "best.ckpt":
+        if Path(name).name == BEST:
             console.print(f"{name}: kept as the best of its run's probes on these held-out images, which flatters it", soft_wrap=True)
     found: list[dict[str, Any]] = []
     try:

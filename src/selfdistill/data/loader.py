@@ -44,7 +44,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """microseconds of all cores that a container may use in a period, and the period (docker --cpus)"""
 
 Report = Callable[[Path, str], None]
-Clock = Callable[[str], AbstractContextManager[object]]
+Timer = Callable[[str], AbstractContextManager[object]]
 """counts the time that a part of a step takes"""
 
 
@@ -56,7 +56,7 @@ def training_views(
     report: Report,
     rank: int = 0,
     ranks: int = 1,
-    clock: Clock = nullcontext,
+    clock: Timer = nullcontext,
 ) -> Generator[Views, None, None]:
     """The views of each micro-batch, on `device`. Files that prove unreadable are replaced by the next readable one and reported."""
     visible = visible_labels(images, recipe)
@@ -68,7 +68,7 @@ def training_views(
 
 
 def _views(
-    images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]], clock: Clock
+    images: Images, recipe: Recipe, device: torch.device, report: Report, order: Iterator[tuple[Tensor, Tensor]], clock: Timer
 ) -> Iterator[tuple[Tensor, Views]]:
     """The rounds [B] of each batch, and its views."""
     if isinstance(images, Pixels):

@@ -13,8 +13,8 @@ from selfdistill.train.subject import TIMM, Subject
 MEASURED = {
     "knn_top1": "kNN top-1 on held-out images (k = 20 or the whole bank, T = 0.07)",
     "probed": "kNN top-1 of the last probe, on a share of the images",
-    "knn_random_init": "the same of the network at random",
-    "knn_raw_pixels": "the same of raw pixels",
+    "knn_random_init": "kNN top-1 of the network at random",
+    "knn_raw_pixels": "kNN top-1 of raw pixels",
     "linear_top1": "linear top-1 on held-out images",
     "output_std": "output_std of the projections (1 is isotropic, 0 constant)",
     "effective_rank": "effective rank of the projections",
@@ -75,7 +75,7 @@ def _trained(run: Run, of: str, data: str) -> str:
     """What the backbone of a run's student or teacher is worth, what to know of it, and how it came about."""
     r, s = run.recipe, run.summary
     if of != r.keep:  # evaluated was the one that the run keeps; of the other there are the probes
-        s = {key: value for key, value in s.items() if key not in ("knn_top1", "linear_top1")} | {"probed": s.get(f"knn_{of}")}
+        s = {**s, "knn_top1": None, "linear_top1": None, "probed": s.get(f"knn_{of}")}
     numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
     labels = "without labels" if r.labels is None else f"with {r.labels} labels"
     start = f", from the weights of init_from={_without_path(r.init_from)}" if r.init_from else " and nothing else"

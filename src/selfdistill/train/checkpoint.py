@@ -16,6 +16,8 @@ from selfdistill.recipe import FORMAT, Checkpoint
 from selfdistill.siamese import Siamese
 from selfdistill.train.weights import fill, read
 
+BEST = "best.ckpt"
+
 
 class Keeper:
     """Writes the checkpoints of one process of a run: the last one often enough that little is lost and seldom enough that it costs
@@ -24,7 +26,7 @@ class Keeper:
     def __init__(self, folder: Path, spec: Checkpoint, images: int, writes: bool):
         self.folder, self.spec, self.images, self.writes = folder, spec, images, writes
         self.written, self.cost = time.monotonic(), 0.0
-        best = folder / "best.ckpt"
+        best = folder / BEST
         self.best = read(best, torch.device("cpu")).get("knn_top1", 0.0) if spec.best and writes and best.exists() else -1.0
 
     def due(self) -> bool:
@@ -38,7 +40,7 @@ class Keeper:
         if self.spec.every and now.at_epoch_end and epoch % self.spec.every == 0:
             names.append(f"epoch-{epoch}.ckpt")
         if self.spec.best and knn is not None and knn > self.best:
-            names.append("best.ckpt")
+            names.append(BEST)
             self.best = knn
         if names or asked or self.due():
             started = time.monotonic()

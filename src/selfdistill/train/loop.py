@@ -268,7 +268,7 @@ def _finish(run: Run, siamese: Siamese, journal: Journal) -> None:
             summary |= {"knn_at_start": first, "knn_at_end": journal.last.get("knn_top1")}
         if run.own_encoder is None:
             summary["knn_random_init"] = run.knn(k, trained=False)
-        elif whole(run.source):
+        elif whole(bank, test):
             summary["knn_random_init"] = first
         if run.recipe.labels is not None:
             summary |= test_errors(siamese, run.recipe, test, targets)

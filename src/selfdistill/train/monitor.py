@@ -35,9 +35,8 @@ PLATEAU = 0.5
 """of the run, which uniform-target must last for that as well: SwAV on digits leaves it by itself after 17 of 60 epochs"""
 
 
-def whole(source: Source) -> bool:
-    """Whether probes look at all labelled images, and not at a share."""
-    bank, _, test, _ = source.labelled()
+def whole(bank: Images, test: Images) -> bool:
+    """Whether probes look at all of them, and not at a share."""
     return len(bank) <= BANK and len(test) <= QUERIES
 
 
