@@ -176,7 +176,7 @@ def test_on_bad_image_error_stops_at_the_first(run, photos, tmp_path):
 
 
 def test_pretrain_then_evaluate_then_resume_when_nothing_is_left(run, tmp_path):
-    code, out, err = run("pretrain", "byol", "data=digits", *FAST, "batch_size=256", "--out", "run")
+    code, out, err = run("pretrain", "byol", "data=digits", *FAST, "batch_size=256", "--no-report", "--out", "run")
     assert code == 0, err
     assert "preset digits changes byol" in out
     assert "run folder: run" in out
@@ -226,7 +226,7 @@ def test_a_command_with_resume_goes_on_with_what_it_made(run):
 
 def test_a_run_without_predictor_has_a_verdict_and_no_gap(run, tmp_path):
     fast = [f"{k}={v}" for k, v in TINY_OF["simclr"].items() if k != "epochs"]
-    assert run("pretrain", "simclr", "data=digits", *fast, "epochs=1", "batch_size=256", "--out", "run")[0] == 0
+    assert run("pretrain", "simclr", "data=digits", *fast, "epochs=1", "batch_size=256", "--no-report", "--out", "run")[0] == 0
     code, out, err = run("diagnose", "run")
     assert code == 0, err
     assert out.splitlines()[-1].startswith(api.load("run").summary["verdict"])
@@ -242,7 +242,7 @@ def test_a_run_without_predictor_has_a_verdict_and_no_gap(run, tmp_path):
 
 
 def test_a_gap_needs_a_checkpoint(run, tmp_path):
-    assert run("pretrain", "simsiam", "data=digits", *FAST, "batch_size=512", "epochs=1", "--out", "run")[0] == 0
+    assert run("pretrain", "simsiam", "data=digits", *FAST, "batch_size=512", "epochs=1", "--no-report", "--out", "run")[0] == 0
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
     code, _, err = run("diagnose", "run")
     assert code == 2
@@ -273,7 +273,7 @@ def test_em_prints_both_views_and_says_what_the_lecture_calls_them(run):
 def test_collapse_is_said_while_it_trains_and_at_the_end(run):
     """Without predictor and stop-gradient nothing holds the outputs apart: the last words name the missing ingredient."""
     args = ["--without", "stop-gradient", "--without", "output-bn", "epochs=10", "lr=2", "lr.warmup=0", "probe_every=1"]
-    code, out, err = run("pretrain", "simsiam", "data=digits", *[f for f in FAST if "epochs" not in f], *args)
+    code, out, err = run("pretrain", "simsiam", "data=digits", *[f for f in FAST if "epochs" not in f], *args, "--no-report")
     assert code == 0, err
     assert out.count("collapsed: output_std") >= 2
     assert "stop_gradient=true" in out
@@ -295,12 +295,12 @@ def test_show_is_a_recipe_that_pretrain_takes_back(run, tmp_path):
 def test_a_runs_own_recipe_is_taken_as_it_is(run, tmp_path):
     """The preset's values are in it already: applied again they would undo what the user changed in the file."""
     fast = [f for f in FAST if not f.startswith("epochs")]
-    assert run("pretrain", "simsiam", "data=digits", *fast, "epochs=1", "--out", "first")[0] == 0
+    assert run("pretrain", "simsiam", "data=digits", *fast, "epochs=1", "--no-report", "--out", "first")[0] == 0
     mine = tmp_path / "mine.yaml"
     mine.write_text(
         (tmp_path / "first" / "recipe.yaml").read_text().replace("epochs: 1\n", "epochs: 2\n").replace("base: 0.7", "base: 0.3")
     )
-    assert run("pretrain", "--config", "mine.yaml", "seed=3", "--out", "second")[0] == 0
+    assert run("pretrain", "--config", "mine.yaml", "seed=3", "--no-report", "--out", "second")[0] == 0
     _, out, _ = run("diff", "first", "second")
     changed = {line.split()[1] for line in out.splitlines() if line.startswith("│")}
     assert changed == {"epochs", "lr.base", "seed"}
@@ -329,7 +329,7 @@ def test_local_crops_and_masks_of_a_folder(run, photos):
 
 
 def test_a_run_or_a_recipe_may_have_an_equals_sign_in_its_path(command, tmp_path):
-    assert command("pretrain", "simsiam", "data=digits", *FAST, "--out", "lr=0.1")[0] == 0
+    assert command("pretrain", "simsiam", "data=digits", *FAST, "--no-report", "--out", "lr=0.1")[0] == 0
     (tmp_path / "tau=0.yaml").write_text("method: byol\n")
     for words in ("show tau=0.yaml", "ablate lr=0.1 --plan", "evaluate lr=0.1/checkpoints/last.ckpt", "diagnose lr=0.1"):
         assert command(*words.split())[0] == 0, words
@@ -387,7 +387,7 @@ def test_what_was_measured_before_a_refusal_is_shown(command):
 
 
 def test_the_best_checkpoint_is_said_to_be_chosen_on_what_it_is_measured_on(command):
-    assert command("pretrain", "simsiam", "data=digits", *FAST, "checkpoint.best=true", "--out", "run")[0] == 0
+    assert command("pretrain", "simsiam", "data=digits", *FAST, "checkpoint.best=true", "--no-report", "--out", "run")[0] == 0
     assert "which flatters it" in command("evaluate", "run/checkpoints/best.ckpt")[1]
     assert "flatters" not in command("evaluate", "run")[1]
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from selfdistill.ablate import cells
 from selfdistill.disk import locked, merge, object_of, rows_of, whole_folder, write_whole
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
@@ -53,6 +54,18 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
     other.join()
     locked(tmp_path).release()
     locked(tmp_path).release()
+
+
+def test_a_disk_that_knows_no_locks_holds_nothing_up(tmp_path, monkeypatch):
+    def unknown(*args, **named):
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unknown)
+    locked(tmp_path).release()
+    merge(tmp_path / "a.json", {"b": 1})
+    cell = cells.cell(METHODS["simsiam"], tmp_path)
+    assert not cell.is_taken()
+    cell.taken().release()
 
 
 def put(file, name):

@@ -46,12 +46,12 @@ def test_a_vit_takes_another_size_than_it_was_made_for():
     assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:resnet10t", "timm:skresnet18", "timm:resnet50_gn"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet-small", "timm:resnet18", "timm:resnet10t", "timm:skresnet18", "timm:resnet50_gn"])
 def test_the_stem_keeps_the_resolution(name):
     shapes = []
     for stem in ("7x7", "3x3/2", "3x3"):
         encoder = Encoder(name=name, stem=stem).build(32)
-        hook = encoder.net.layer1.register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape[-1]))
+        hook = encoder.net.maxpool.register_forward_hook(lambda _, x, out: shapes.append(out.shape[-1]))
         encoder(torch.rand(2, 3, 32, 32))
         hook.remove()
     assert shapes == [8, 16, 32]
@@ -302,7 +302,7 @@ def test_a_block_computed_again_is_computed_whole():
 @pytest.mark.parametrize(
     ("name", "size", "grid", "options"),
     [
-        ("resnet-small", 28, 4, {}),
+        ("resnet-small", 112, 4, {}),
         ("resnet18", 64, 2, {}),
         ("timm:convnext_atto", 64, 2, {}),
         ("timm:swin_tiny_patch4_window7_224", 112, 4, {}),

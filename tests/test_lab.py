@@ -494,6 +494,15 @@ def test_a_table_by_its_other_name(run):
     assert out == run("reproduce", "simsiam-fig2", "--seeds", 3, "--plan")[1]
 
 
+def test_what_fits_a_sets_own_preset_alone_is_taken(run):
+    """512 projections of the paper's 2,048 outputs would be fitted exactly, and the preset for digits has 256."""
+    code, out, err = run(
+        "ablate", "simsiam", "data=digits", "predictor=least-squares", "batch_size=256", "--edits", "stop-gradient", "--plan"
+    )
+    assert code == 0, err
+    assert "2 to make" in out
+
+
 def test_a_plan_runs_nothing(run, tmp_path):
     code, out, _ = run("reproduce", "simsiam-fig2", "encoder.options={widths: [8, 16]}", "--seeds", 3, "--plan")
     assert code == 0
@@ -534,9 +543,10 @@ def test_killed_and_resumed(tmp_path, devices):
 def test_cells_of_methods_with_dots_in_their_names_share_nothing(tmp_path):
     one, other = (cells.cell(METHODS["simsiam"].edit(["method=simsiam-v1.1", f"seed={seed}"]), tmp_path) for seed in (0, 1))
     assert one.beside("log") != other.beside("log")
-    with one.lock.acquire():
-        assert one.is_taken
-        assert not other.is_taken
+    held = one.taken()
+    assert one.is_taken()
+    assert not other.is_taken()
+    held.release()
 
 
 def test_images_of_another_folder_of_the_same_name_are_another_cell(tmp_path, monkeypatch):
@@ -552,7 +562,8 @@ def test_images_of_another_folder_of_the_same_name_are_another_cell(tmp_path, mo
 
 def test_a_cell_that_another_process_trains_is_known(tmp_path):
     c = cells.cell(METHODS["simsiam"], tmp_path)
-    assert not c.is_taken
-    with c.lock.acquire():
-        assert c.is_taken
-    assert not c.is_taken
+    assert not c.is_taken()
+    held = c.taken()
+    assert c.is_taken()
+    held.release()
+    assert not c.is_taken()

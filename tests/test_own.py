@@ -73,7 +73,7 @@ def test_a_method_in_a_file_is_trained_measured_and_resumed(call, tmp_path):
     (tmp_path / "mine.py").write_text(FILE)
     fast = [f"{k}={v}" for k, v in {**TINY, "epochs": 1, "batch_size": 256}.items()]
     small = ["encoder=resnet-small", "preset=none", "encoder.channels=1", "views.size=8", "views.mean=[0.3]", "views.std=[0.4]"]
-    code, out, err = call("pretrain", "./mine.py", "data=digits", *small, *fast, "--out", "run")
+    code, out, err = call("pretrain", "./mine.py", "data=digits", *small, *fast, "--no-report", "--out", "run")
     assert code == 0, err
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert saved["method"] == "mine"
@@ -272,7 +272,7 @@ def test_a_collapse_of_ones_own_has_a_cause(mine, tmp_path, state):
 
 
 def test_an_ingredient_for_each_slot_from_a_file_named_with_use(mine, tmp_path):
-    code, _, err = mine("pretrain", "simsiam", "--use", "mine.py", "data=digits", *MINE, *SMALL, "--out", "run")
+    code, _, err = mine("pretrain", "simsiam", "--use", "mine.py", "data=digits", *MINE, *SMALL, "--no-report", "--out", "run")
     assert code == 0, err
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert saved["teacher"] == {"kind": "swing", "low": 0.8, "taus": Schedule(base=0.5, end=0.1).model_dump()}

@@ -168,6 +168,13 @@ def test_a_look_without_gradient_leaves_the_spectrum_alone():
     assert not model.predictor.F.any()
 
 
+def test_a_first_step_that_is_refused_leaves_the_matrix_as_it_was():
+    model = build(tiny("byol", "predictor=directpred"))
+    W = model.predictor.W.clone()
+    model.forget(Progress(1, STEPS_PER_EPOCH, 1))
+    assert torch.equal(model.predictor.W, W)
+
+
 @pytest.mark.parametrize("kind", CLOSED)
 def test_autocast_does_not_reach_a_closed_form(kind):
     z, t = torch.randn(2, 2, 20, 6, generator=torch.Generator().manual_seed(0))
@@ -185,6 +192,8 @@ def test_an_undecayed_rate_is_the_base_to_the_end():
     composed = Schedule(base=1.0, end=0.5, warmup=1, until=2, then=Schedule(base=0.1))
     assert [composed.undecayed().at(Progress(step, 2, 4)) for step in range(8)] == [0.0, 0.5, *[1.0] * 6]
     assert composed.at(Progress(7, 2, 4)) == 0.1
+    assert composed.course == "1 to 0.1"
+    assert Schedule(base=1.0, until=2, then=Schedule(base=0.5, end=0.2)).course == "1 to 0.2"
 
 
 def test_a_schedules_second_half_is_within_bounds_too():

@@ -92,13 +92,18 @@ def whole_folder(out: Path, option: str = "--out") -> Iterator[Path]:
 
 def locked(folder: Path) -> FileLock:
     """A lock on a folder, for one process to write in it until it is released or the process ends. Raises `Misuse` where another has it."""
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return acquired(folder / ".lock", timeout=0)
     except Timeout as e:
         raise Misuse(f"{folder}: another process writes there now: wait for its end, or stop it") from e
-    except NotImplementedError:  # a disk that knows no locks
-        pass
+
+
+def acquired(path: Path, timeout: float = -1) -> FileLock:
+    """A lock, held until it is released or the process ends; on a disk that knows no locks not held. Raises `Timeout` where another
+    process has it longer than `timeout` seconds (below 0: waits), and `OSError`."""
+    lock = FileLock(path)
+    with suppress(NotImplementedError):
+        lock.acquire(timeout=timeout)
     return lock
 
 
@@ -110,11 +115,8 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
 
 def merge(path: Path, entries: dict[str, Any]) -> None:
     """`entries` put into the object of a JSON file, one process at a time. Raises as `object_of` and `write_whole` do."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire()
-    except NotImplementedError:  # a disk that knows no locks
-        pass
+        lock = acquired(path.with_name(f".{path.name}.lock"))
     except OSError as e:
         raise Failure(f"{path}: cannot be written: {e.strerror or e}. What was there before is untouched") from e
     try:

@@ -171,6 +171,11 @@ class Recipe(Spec):
         return self
 
     @property
+    def kept(self) -> str:
+        """`keep`, of the networks that there are: of a teacher without weights of its own the student."""
+        return self.keep if self.teacher.own_weights else "student"
+
+    @property
     def global_views(self) -> int:
         """How many global views of each image the terms need."""
         return max(global_views(term.pairs) for term in self.terms.values())

@@ -153,7 +153,7 @@ class Siamese(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The encoder that the paper evaluates."""
-        return self.networks.get(self.recipe.keep, self.student).backbone
+        return self.networks[self.recipe.kept].backbone
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters by what becomes of them: `lr_scale`, `lr_decay`, `weight_decayed`, `frozen_epochs`."""

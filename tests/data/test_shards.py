@@ -200,6 +200,15 @@ def test_a_secret_test_split_of_a_table_and_a_row_without_image(tmp_path):
         source.train.open(19)
 
 
+def test_what_is_wrong_with_another_column_of_images_is_not_met(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
+    rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(9)], "depth": [{"bytes": b"broken", "path": None}] * 9}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    with open_source(f"hf:{tmp_path / 'a.parquet'}").train.open(0) as photo:
+        assert (photo.height, photo.width) == (12, 20)
+
+
 @pytest.mark.parametrize("cells", ["struct", "binary"])
 def test_a_table_that_datasets_did_not_write(tmp_path, cells):
     """One file, images without its mark, and labels that are numbers or words."""

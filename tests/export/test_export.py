@@ -104,6 +104,14 @@ def test_a_card_has_no_figure_of_the_other_network(vit, colours, tmp_path):
         assert not any(f"| {number}" in worth for number in lacks)
 
 
+def test_a_card_of_a_student_that_is_kept_in_place_of_a_teacher_without_weights(vit, colours, tmp_path):
+    """DINO keeps its teacher; without a momentum teacher that is the student, and its figures are the run's."""
+    run = sd.pretrain("dino", data=colours, without="momentum-teacher", out=tmp_path / "run", **{**VIT, **OWN})
+    merge(run.path / "summary.json", {"knn_top1": 0.91})
+    assert (run.recipe.keep, run.recipe.kept, vit.recipe.kept) == ("teacher", "student", "teacher")
+    assert "| 0.91" in (sd.export_run(run, "safetensors", out=tmp_path / "out").path / "README.md").read_text()
+
+
 def test_timms_config_is_the_call_that_makes_the_network(vit, colours, tmp_path):
     done = sd.export_run(vit, "timm", out=tmp_path / "out")
     config = json.loads((done.path / "config.json").read_text())

@@ -189,6 +189,15 @@ def test_colour_files_are_grey_levels_to_a_network_of_one_channel(tiny_run, tmp_
     assert int((seen.int() - luma.int()).abs().max()) <= 1
     assert torch.equal(tiny_run.embed(paths), tiny_run.embed(seen))
     assert torch.equal(tiny_run.embed(source), tiny_run.embed(seen))
+    small = {**TINY, "epochs": 1, "batch_size": 4, "views.size": 8, "views.mean": [0.5], "views.std": [0.25], "workers": 0}
+    trained = sd.pretrain(
+        "simsiam", data=grey, out=tmp_path / "grey", encoder="resnet-small", preset="none", **{"encoder.channels": 1}, **small
+    )
+    assert trained.summary["step"] == 1
+
+
+def test_random_weights_have_the_settings_that_fit_the_sets_own_preset():
+    assert subject_of("random-init", ["data=digits", "encoder.channels=1"]).recipe.encoder.channels == 1
 
 
 def test_a_checkpoint_is_measured_as_the_run_was_then(tmp_path, tiny_source):

@@ -33,7 +33,7 @@ from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
 from selfdistill.data.sources import SOURCES, open_source
 from selfdistill.diagnose.verdict import probes
-from selfdistill.disk import merge, object_of, write_whole
+from selfdistill.disk import acquired, merge, object_of, write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.train import faults, loop
@@ -62,23 +62,22 @@ class Cell:
         summary = self.summary
         return summary is not None and all(MEASURED[measure] in summary for measure in self.measures)
 
-    @property
-    def lock(self) -> FileLock:
-        return FileLock(self.beside("lock"))
-
     def beside(self, ending: str) -> Path:
         """A file of the folder's name and an ending; a method's name may have dots."""
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
-    @property
     def is_taken(self) -> bool:
         """Whether another process trains it now: a second command on the same lab takes the next one meanwhile."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.lock.acquire(timeout=0):
-                return False
+            self.taken(timeout=0).release()
         except Timeout:
             return True
+        return False
+
+    def taken(self, timeout: float = -1) -> FileLock:
+        """By this process. Raises as `acquired` does."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return acquired(self.beside("lock"), timeout)
 
     @property
     def figures(self) -> Figures | None:
@@ -123,7 +122,7 @@ def train_all(cells: list[Cell], jobs: int, say: Callable[[str], None]) -> list[
     with faults.signals() as came:
         while running or (waiting and not came):
             while waiting and not came and len(running) < jobs:
-                c = waiting.pop(next((n for n, c in enumerate(waiting) if not c.is_taken), 0))
+                c = waiting.pop(next((n for n, c in enumerate(waiting) if not c.is_taken()), 0))
                 process = context.Process(target=_train, args=(own.FILES, c.recipe.model_dump(), c.folder, c.measures))
                 process.start()
                 running[process.sentinel] = (process, c, time.monotonic())
@@ -153,7 +152,7 @@ def _train(files: list[Path], tree: dict[str, Any], folder: Path, measures: froz
     for file in files:
         own.use(file)
     c = Cell(Recipe.model_validate(tree), folder, measures)
-    with c.lock, c.beside("log").open("a", buffering=1) as log:
+    with c.taken(), c.beside("log").open("a", buffering=1) as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
         try:

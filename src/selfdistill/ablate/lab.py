@@ -17,6 +17,7 @@ from selfdistill.data.images import Source
 from selfdistill.data.sources import open_source
 from selfdistill.errors import Misuse
 from selfdistill.recipe import Recipe
+from selfdistill.train.resolve import early
 
 
 class Job(NamedTuple):
@@ -67,15 +68,15 @@ def job(table: Table, scale: ScaleName, seeds: int, settings: Sequence[str], lab
     made: dict[tuple[str, int], Cell] = {}
     for name in rows:
         method, changes = table.asked(name, scale, settings)
-        asked = method.edit(changes)
-        recipe = table.recipe(name, scale, settings, _opened(asked.data, asked.on_bad_image))
+        asked = early(method, changes)
+        recipe = table.recipe(name, scale, settings, opened(asked.data, asked.on_bad_image))
         for seed in range(seeds):
             made[name, seed] = cell(recipe.edit([f"seed={seed}"]), lab, table.measures)
     return Job(table, scale, command, (*table.scales[scale].settings, *settings), rows, made)
 
 
 @cache
-def _opened(data: str, on_bad_image: Literal["skip", "error"]) -> Source:
+def opened(data: str, on_bad_image: Literal["skip", "error"]) -> Source:
     return open_source(data, on_bad_image)
 
 

@@ -152,7 +152,7 @@ class _Crops(Dataset[Any]):
         for _ in range(min(SUBSTITUTES, len(self.images))):
             todo = self._cut(rounds, index, todo, crops, bad)
             if not len(todo):
-                return rounds, index, crops, bad
+                return rounds, index, [rgb_to_grayscale(of) for of in crops] if self.images.channels == 1 else crops, bad
             index[todo] = (index[todo] + 1) % len(self.images)
         return rounds, index, [], bad  # given up; said by the process that trains, as an exception would bring its traceback
 

@@ -150,4 +150,5 @@ def _rows(datasets: Any, name: str, table: Any) -> Rows:
         raise Misuse(f"data={PREFIX}{name}: no column of images; it has {', '.join(f'{c} ({type(k).__name__})' for c, k in kinds.items())}")
     labels, classes = _labels(datasets, table)
     roots = tuple(os.path.realpath(root) for root in ([name] if os.path.exists(name) else [datasets.config.HF_CACHE_HOME]))
-    return Rows(name, table.cast_column(column, datasets.Image(decode=False)), column, torch.arange(len(table)), roots, labels, classes)
+    alone = table.select_columns(column).cast_column(column, datasets.Image(decode=False))  # each access would decode the others too
+    return Rows(name, alone, column, torch.arange(len(table)), roots, labels, classes)

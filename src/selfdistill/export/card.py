@@ -74,7 +74,7 @@ def _without_path(data: str) -> str:
 def _trained(run: Run, of: str, data: str) -> str:
     """What the backbone of a run's student or teacher is worth, what to know of it, and how it came about."""
     r, s = run.recipe, run.summary
-    if of != r.keep:  # evaluated was the one that the run keeps; of the other there are the probes
+    if of != r.kept:  # evaluated was the one that the run keeps; of the other there are the probes
         s = {**s, "knn_top1": None, "linear_top1": None, "probed": s.get(f"knn_{of}")}
     numbers = "\n".join(f"| {name} | {_number(s[key])} |" for key, name in MEASURED.items() if s.get(key) is not None)
     labels = "without labels" if r.labels is None else f"with {r.labels} labels"

@@ -80,7 +80,7 @@ def backbone_of(subject: Subject, of: str | None = None) -> tuple[str, Backbone]
             raise Misuse(f"--of {of}: {subject.name} is no run, and has one encoder alone; leave it out")
         return "encoder", subject.backbone  # type: ignore[return-value]
     names = ("student", "teacher") if run.recipe.teacher.own_weights else ("student",)
-    kept = run.recipe.keep if run.recipe.keep in names else "student"
+    kept = run.recipe.kept
     if of in (None, kept):
         return kept, subject.backbone  # type: ignore[return-value]
     if of not in names:

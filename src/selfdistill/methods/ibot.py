@@ -7,9 +7,9 @@
         us_cls, us_patch = gs(u^); vs_cls, vs_patch = gs(v^)          # the student sees masked views
         ut_cls, ut_patch = gt(u);  vt_cls, vt_patch = gt(v)           # the teacher sees them whole
         L_cls = H(us_cls, vt_cls, C)/2 + H(vs_cls, ut_cls, C)/2       # across views: DINO's loss
-        L_mim = (m_u * H(us_patch, ut_patch, C')).sum() / m_u.sum()/2 # within a view: the masked patches
-              + (m_v * H(vs_patch, vt_patch, C')).sum() / m_v.sum()/2
-        (L_cls + L_mim).backward(); update(gs)
+        L_mim = (m_u * H(us_patch, ut_patch, C')).sum(1) / m_u.sum(1)/2   # within a view: each image's masked patches
+              + (m_v * H(vs_patch, vt_patch, C')).sum(1) / m_v.sum(1)/2
+        (L_cls + L_mim.mean()).backward(); update(gs)
         gt = l gt + (1 - l) gs
         C = m C + (1 - m) mean(ut_cls, vt_cls); C' = m' C' + (1 - m') mean(ut_patch, vt_patch)
 

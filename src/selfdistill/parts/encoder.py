@@ -27,7 +27,7 @@ class Encoder(Spec):
     channels: int = Field(3, ge=1)
     """channels of the input images"""
     stem: Stem = "7x7"
-    """ResNets, timm's too: as ImageNet has it, 7x7 stride 2 with max-pooling; 3x3 as for CIFAR; 3x3 with stride 2 for CPUs"""
+    """All ResNets: as ImageNet has it, 7x7 stride 2 with max-pooling; 3x3 as for CIFAR; 3x3 with stride 2 for CPUs"""
     zero_init_residual: bool = True
     """ResNets, timm's too: the last BatchNorm of each block starts at 0 (Goyal et al. 2017; SimSiam App. A)"""
     checkpointing: bool = False
@@ -119,7 +119,8 @@ OF_RESNET = {"resnet", "sknet", "res2net", "resnest"}
 def _network(spec: Encoder, size: int) -> nn.Module:
     name = spec.name.removeprefix("timm:")
     if spec.name in RESNETS or (spec.name != name and is_model_in_modules(name, OF_RESNET)):
-        return _restem(_timm(name, spec, size, {"zero_init_last": spec.zero_init_residual, **spec.options}), spec)
+        net = _timm(name, spec, size, {"zero_init_last": spec.zero_init_residual, **spec.options})
+        return net if spec.stem == "7x7" else _restem(net, spec)
     if spec.name != name:
         return _timm(name, spec, size, spec.options)
     if spec.name == "resnet-small":
@@ -137,11 +138,11 @@ def _network(spec: Encoder, size: int) -> nn.Module:
 
 def _restem(net: Any, spec: Encoder) -> nn.Module:
     """The stem in place: a small image must not lose 4 x in resolution before the first block."""
-    if spec.stem != "7x7":
-        net.conv1 = nn.Conv2d(spec.channels, len(net.bn1.weight), 3, 2 if spec.stem == "3x3/2" else 1, 1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
-        net.made_as = None  # timm makes no such network
+    kernel, stride = {"7x7": (7, 2), "3x3": (3, 1), "3x3/2": (3, 2)}[spec.stem]
+    net.conv1 = nn.Conv2d(spec.channels, len(net.bn1.weight), kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.MaxPool2d(3, 2, 1) if spec.stem == "7x7" else nn.Identity()
+    net.made_as = None  # timm makes no such network
     return net
 
 

@@ -128,7 +128,7 @@ class DirectPredictor(_Linear):
             self._seen.clear()
         if not self.F.isfinite().all():
             self.W.fill_(torch.nan)  # diverged, and seen to be
-        elif progress.step % self.spec.every == 0:
+        elif progress.step % self.spec.every == 0 and self.F.any():  # where the first steps are refused, nothing is known yet
             s, U = torch.linalg.eigh(self.F)
             p = ((s / s[-1]).clamp(min=0).sqrt() + self.spec.epsilon).clamp(min=1e-4)  # the code's floor
             self.W.copy_(U @ torch.diag(p) @ U.T)

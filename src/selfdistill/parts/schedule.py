@@ -47,7 +47,7 @@ class Schedule(Spec):
     warmup_shape: Literal["linear", "sigmoid"] = "linear"
     """sigmoid: base exp(-5 (1 - epoch / warmup)^2), the ramp-up of Mean Teacher (Laine & Aila 2017)"""
     warmup_from: float = 0.0
-    """the value at step 0 where there is a warm-up"""
+    """the value at step 0 of a linear warm-up"""
     per_epoch: bool = False
     """move once an epoch (SimSiam's code) instead of every step; a warm-up moves every step all the same"""
     until: float | None = Field(None, gt=0)
@@ -70,8 +70,13 @@ class Schedule(Spec):
     def course(self) -> str:
         """Its values over a run, in words: 0.996 to 1."""
         first = self.warmup_from if self.warmup and self.warmup_from else self.base
-        last = self.then.base if self.then else self.base if self.end is None else self.end
+        last = self.last
         return f"{first:g}" if first == last else f"{first:g} to {last:g}"
+
+    @property
+    def last(self) -> float:
+        """The value at the end of a run."""
+        return self.then.last if self.then else self.base if self.end is None else self.end
 
     def at(self, progress: Progress) -> float:
         """The value for the step that follows `progress.step` finished ones."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from selfdistill.recipe import Recipe
+
+NEW = "forward_sync_buffers"
+SYNC_BUFFERS = NEW if NEW in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+"""PyTorch's word for sending buffers with each forward pass: 2.14 knows both, and warns of the older one"""
 
 
 class AsComputed(MixedPrecision):
@@ -28,5 +34,5 @@ def fabric_of(recipe: Recipe) -> Fabric:
     if isinstance(fabric.strategy, DDPStrategy):
         # All processes move a centre, a queue and a memory alike, and of BatchNorm's statistics the first one's are kept. Sent anew with
         # each forward pass, as is DDP's default, MoCo's queue is 34 MB and the memory of 60,000 images 490.
-        fabric.strategy._ddp_kwargs["broadcast_buffers"] = False
+        fabric.strategy._ddp_kwargs[SYNC_BUFFERS] = False
     return fabric

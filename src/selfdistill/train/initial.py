@@ -64,7 +64,7 @@ def _kept_by(path: Path) -> str:
     for folder in (path, *path.parents[:2]):
         if (folder / "recipe.yaml").is_file():
             with suppress(Misuse):  # made with what is not here
-                return load(folder).recipe.keep
+                return load(folder).recipe.kept
     return "student"
 
 

@@ -123,7 +123,7 @@ class Monitor:
             known, asked = (features_of(network.backbone, i, self.recipe, bf16=self.recipe.precision == "bf16") for i in (bank, test))
             knn = knn_accuracy(known, labels, asked, targets, k=usual_k(len(bank)))
             scores[who] = {"knn": knn, "ridge": ridge_accuracy(known, labels, asked, targets)}
-        found: dict[str, Any] = {f"{name}_top1": value for name, value in scores.get(self.recipe.keep, scores["student"]).items()}
+        found: dict[str, Any] = {f"{name}_top1": value for name, value in scores[self.recipe.kept].items()}
         if len(scores) > 1:
             found |= {f"{name}_{who}": value for who, its in scores.items() for name, value in its.items()}
         if self.recipe.labels is not None:

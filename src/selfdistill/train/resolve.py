@@ -84,7 +84,7 @@ def _defined_in(path: Path) -> Recipe:
 
 def resolve(base: Recipe, changes: Sequence[str], source: Source | None = None) -> tuple[Recipe, Source, list[Changed]]:
     """(recipe, data, what the preset changed): everything that a run will do. Raises `Misuse` where recipe and data do not fit."""
-    check_loggers(_early(base, changes))  # before a large folder of images is opened
+    check_loggers(early(base, changes))  # before a large folder of images is opened
     recipe, source, changed = on_data(base, changes, source)
     if len(source.train) < 2:
         raise Misuse(f"data={recipe.data} has {len(source.train)} image to train on: two at least, and hundreds to learn from")
@@ -116,12 +116,12 @@ def shown(base: Recipe, changes: Sequence[str]) -> tuple[Recipe, list[Changed]]:
         recipe, _, changed = resolve(base, changes)
         return recipe, changed
     _check_method(base, changes)
-    preset = _early(base, changes).preset
+    preset = early(base, changes).preset
     before, changed = (base, []) if preset in ("auto", base.preset) else with_preset(base, preset)
     return before.edit(changes), changed
 
 
-def _early(base: Recipe, changes: Sequence[str]) -> Recipe:
+def early(base: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with those changes alone that no preset makes, `EARLY`. Raises `Misuse` where the changes are refused in the same words
     with the paper's values and with every preset's: a slip is answered before a large folder is opened. What fits one preset alone is
     not refused yet: it may be the data's."""
@@ -146,7 +146,7 @@ def on_data(base: Recipe, changes: Sequence[str], source: Source | None = None) 
     `source`: the images of a user who has them in hand; else `data` is opened. Raises `Misuse` where the encoder cannot look at them.
     """
     _check_method(base, changes)
-    asked = _early(base, changes)
+    asked = early(base, changes)
     source = source or open_source(asked.data, asked.on_bad_image)
     preset = preset_of(source.train) if asked.preset == "auto" else asked.preset
     # A recipe that was resolved before, a run's own, has its preset's values already, and perhaps edits on top of them.

@@ -22,7 +22,7 @@ from selfdistill.methods import method_of
 from selfdistill.parts.backbone import Backbone
 from selfdistill.recipe import Recipe
 from selfdistill.train.initial import initialised
-from selfdistill.train.resolve import on_data
+from selfdistill.train.resolve import early, on_data
 from selfdistill.train.run import Run, features_of, load, run_of, untrained
 from selfdistill.train.trained import siamese_of
 
@@ -111,7 +111,7 @@ def subject_of(what: str | Path | Run, settings: Sequence[str] = (), data: str |
     own = [] if name in (RAW, RANDOM) else _of_timm(name) if name.startswith(TIMM) else _noted(Path(name))
     words = [*own, *(s for s in settings if not s.startswith("method=")), *images]
     base = _method(settings)
-    asked = base.edit(words)
+    asked = base.edit(words) if own else early(base, words)
     source = _opened(asked.data if data is None else data, asked)
     if own:  # they say what network it is
         source = source.of_channels(asked.encoder.channels)
