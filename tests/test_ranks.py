@@ -38,6 +38,8 @@ VARIANTS = {
     **{method: (method, []) for method in SIX},
     # Full at the second step; and the prototypes move in it.
     "swav": ("swav", ["terms.views.loss.queue=8", "terms.views.loss.queue_from=0", "terms.views.loss.frozen_epochs=0.5"]),
+    "swav with a queue that is shared out unevenly": ("swav", ["terms.views.loss.queue=7", "terms.views.loss.queue_from=0"]),
+    "moco both ways": ("moco", ["terms.views.pairs=cross", "terms.views.loss.queue=11"]),  # the queue cuts through a step's targets
     "dino": ("dino", ["projector.frozen_epochs=0.5"]),
     "simsiam with a memory": ("simsiam", ["teacher=expectation"]),
     "dino with Sinkhorn": ("dino", ["projector.frozen_epochs=0.5", "terms.views.loss.target=sinkhorn"]),
@@ -110,6 +112,13 @@ def test_ranks_train_as_one_process_with_their_batches_together(of_ranks, varian
     for _, its_grads, its_state in by_rank:
         agree(its_grads, grads)
         agree(its_state, state)
+
+
+@pytest.mark.parametrize("variant", ["moco both ways", "ibot", "mean-teacher"])
+def test_micro_batches_are_their_batch(variant):
+    """Of the losses that do not compare images of a batch; the other methods' are in test_relations."""
+    whole, parts = (trained(recipe_of(variant, accumulate)) for accumulate in (1, 2))
+    agree(parts, whole)
 
 
 def wait_long(rank: int, folder: Path) -> None:
@@ -210,5 +219,5 @@ def test_a_question_that_one_rank_asks_alone_waits_for_no_other(monkeypatch):
     with collective.alone():
         x = torch.arange(6.0)
         assert collective.ranks() == (0, 1)
-        assert collective.own(collective.gather(x), 6).equal(x)
+        assert collective.of_this_rank(collective.gather(x), 6).equal(x)
     assert collective.ranks() == (1, 2)

@@ -64,7 +64,7 @@ def training_views(
     labels = None if visible is None else visible.to(device)
     for rounds, views in _views(images, recipe, device, report, order, clock):
         # What fills up the batch counts as unlabelled, even where an image has a label: the labelled share is the recipe's.
-        yield views if labels is None else views._replace(labels=labels[views.ids].where(rounds >= recipe.epochs, -1))
+        yield views if labels is None else views._replace(labels=labels[views.ids].where((rounds >= recipe.epochs).to(device), -1))
 
 
 def _views(
@@ -74,9 +74,9 @@ def _views(
     if isinstance(images, Pixels):
         pixels = images.pixels.to(device) if _fits(images.pixels, device) else images.pixels
         for rounds, index in order:
-            batch, rounds = pixels[index.to(pixels.device)].to(device, non_blocking=True), rounds.to(device)
+            batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
             with clock("views"):
-                views = views_of_pixels(batch, index.to(device), recipe.views, recipe.global_views, recipe.seed, rounds)
+                views = views_of_pixels(batch, index, recipe.views, recipe.global_views, recipe.seed, rounds)
             yield rounds, views
         return
     todo = (list(zip(rounds.tolist(), index.tolist(), strict=True)) for rounds, index in order)
@@ -88,8 +88,7 @@ def _views(
                 report(path, reason)
         if not cut:
             raise Failure(f"{len(bad)} files in a row could not be read, the last {bad[-1][0]}: {bad[-1][1]}. Is the folder still there?")
-        index, crops = index.to(device, non_blocking=True), [c.to(device, non_blocking=True) for c in cut]
-        rounds = rounds.to(device, non_blocking=True)
+        crops = [c.to(device, non_blocking=True) for c in cut]
         with clock("views"):
             views = views_of_crops(crops, index, recipe.views, recipe.global_views, recipe.seed, rounds)
         yield rounds, views

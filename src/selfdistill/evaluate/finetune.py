@@ -100,7 +100,7 @@ def finetune(
             if step % steps == 0:
                 order = permutation(seed, step // steps, len(pixels))
             rows = order[step % steps * size :][:size]
-            x = views_of_pixels(pixels[rows].to(device), rows.to(device), crops, 1, seed, step // steps).crops[0][0]  # [b, C, S, S]
+            x = views_of_pixels(pixels[rows].to(device), rows, crops, 1, seed, step // steps).crops[0][0]  # [b, C, S, S]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = network(x)
             engine.param_groups[0]["lr"] = rate * size / 256 * (1 + math.cos(math.pi * step / (epochs * steps))) / 2

@@ -57,6 +57,6 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x.contiguous()))
 
 
-def own(x: Tensor, n: int) -> Tensor:
+def of_this_rank(x: Tensor, n: int) -> Tensor:
     """This rank's n rows of what `gather` put together."""
     return x[ranks()[0] * n :][:n]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfdistill.parts.collective import gather, own, ranks
+from selfdistill.parts.collective import gather, of_this_rank, ranks
 from selfdistill.parts.head import FrozenAtFirst, unit_rows
 from selfdistill.parts.noted import Noted
 from selfdistill.parts.schedule import Progress
@@ -43,7 +43,7 @@ class NTXentLoss(nn.Module):
         p = F.normalize(p, dim=-1)
         every = torch.stack([gather(view) for view in F.normalize(t, dim=-1)])  # [G, N, D], N = ranks B
         G, N = every.shape[:2]
-        place = own(torch.arange(N, device=p.device), B)  # where this rank's images stand among the N
+        place = of_this_rank(torch.arange(N, device=p.device), B)  # where this rank's images stand among the N
         same = F.one_hot(place, N).bool()  # [B, N]
         losses = []
         for i, j in pairs:
@@ -88,13 +88,14 @@ class InfoNCELoss(nn.Module):
             logits = torch.cat([positive, p[i] @ self.queue.to(p.dtype).T], 1) / self.temperature  # [B, 1 + K]
             losses.append(F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long)))
         if torch.is_grad_enabled():  # a step of training, which an update will follow
-            self._new += [gather(t[j].detach()) for j in dict.fromkeys(j for _, j in pairs)]
+            self._new.append(torch.stack([gather(t[j].detach()) for j in dict.fromkeys(j for _, j in pairs)]))  # [G, N, D]
         return torch.stack(losses).mean()
 
     def update(self) -> None:
         """First in, first out: the newest stand at the end."""
         if self._new:
-            self.queue.copy_(torch.cat([self.queue, *(t.to(self.queue.dtype) for t in self._new)])[-len(self.queue) :])
+            new = torch.cat(self._new, 1).flatten(0, 1)  # one order, however many micro-batches
+            self.queue.copy_(torch.cat([self.queue, new.to(self.queue.dtype)])[-len(self.queue) :])
             self._new.clear()
 
 
@@ -147,7 +148,7 @@ class SwappedLoss(nn.Module):
     def _code(self, scores: Tensor, view: int, progress: Progress) -> Tensor:
         n, earlier = len(scores), self.queue[view]
         if self.spec.queue and progress.epoch >= self.spec.queue_from and bool(earlier[-1].any()):  # full
-            mine = own(earlier, len(earlier) // ranks()[1])  # every rank holds the same queue: each brings its share
+            mine = earlier.tensor_split(ranks()[1])[ranks()[0]]  # every rank holds the same queue: each brings its share
             scores = torch.cat([scores, mine.to(scores.dtype) @ self.prototypes.weight.detach().T])
         return sinkhorn(scores / self.spec.epsilon, self.spec.iterations)[:n]
 

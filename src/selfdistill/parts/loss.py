@@ -124,7 +124,7 @@ class CrossEntropyLoss(nn.Module):
         q = self.target(t, progress)  # [G, B, K]
         teachers = {i: tuple(j for k, j in pairs if k == i) for i in sorted({i for i, _ in pairs})}
         sums = {of: sum((q[j] for j in of[1:]), start=q[of[0]]) for of in teachers.values()}  # [B, K] each
-        p = p if len(teachers) == len(p) else p[list(teachers)]
+        p = p if len(teachers) == len(p) else torch.stack([p[i] for i in teachers])
         losses = soft_cross_entropy(p, [sums[of] for of in teachers.values()], self.temperature)  # [V, B]
         return losses.sum() / (len(pairs) * p.shape[1])
 

@@ -84,7 +84,7 @@ class CentreTarget(SoftmaxTarget):
     def forward(self, t: Tensor, progress: Progress) -> Tensor:
         if torch.is_grad_enabled():  # a step of training, which an update will follow
             rows = t.detach().flatten(0, -2)
-            count = rows.new_tensor([[len(rows)]])  # ranks differ in how many patches they mask
+            count = rows.new_full((1, 1), len(rows))  # ranks differ in how many patches they mask
             self._sums.append(gather(torch.cat([rows.sum(0, keepdim=True), count], 1)).sum(0))  # [K + 1]
         return super().forward(t - self.centre, progress)
 

@@ -69,7 +69,7 @@ class Guard:
         """
         self.norm = nn.utils.get_total_norm([p.grad for p in self.siamese.parameters() if p.grad is not None])
         finite = (loss.detach().float() + self.norm).isfinite()
-        said = torch.stack([~finite, torch.tensor(came[0] if came else 0, device=finite.device)])
+        said = torch.stack([(~finite).long(), finite.new_full((), came[0] if came else 0, dtype=torch.long)])
         if fabric.world_size > 1:
             dist.all_reduce(said, dist.ReduceOp.MAX)
         bad, self.signum = said.tolist()

@@ -1,6 +1,7 @@
 """uint8 images to the views of a step: everything batched, on the device, with a draw per image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,9 @@ def draws(seed: int, epoch: int | Tensor, index: Tensor, view: int) -> Tensor:
 
 
 def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
-    """uint8 images [B, C, H, W] of one size to `globals` global views each, and the local ones."""
+    """uint8 images [B, C, H, W] of one size to `globals` global views each, and the local ones, on their device. ids [B], and epoch where
+    it is [B], are on the CPU or there."""
+    ids, epoch, hidden = _sent(images.device, ids, epoch, masks(ids, spec, globals, seed, epoch))
     sizes = []
     for views in spec.of_each_size(globals):
         size = views[0][1]
@@ -38,25 +41,31 @@ def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed
             u = draws(seed, epoch, ids, v)
             _view(images[:, None], 0, crop_boxes(u[:, :CROP], images.shape[2], images.shape[3], how), u, how, spec, out)
         sizes.append(done)
-    return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
+    return Views(tuple(sizes), ids, hidden)
 
 
 def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
-    """uint8 crops that a worker has cut, [B, V, C, S, S] for each size: the rest of the augmentation."""
+    """uint8 crops that a worker has cut, [B, V, C, S, S] for each size: the rest of the augmentation. ids and epoch as above."""
+    ids, epoch, hidden = _sent(crops[0].device, ids, epoch, masks(ids, spec, globals, seed, epoch))
     sizes = []
     for cut, views in zip(crops, spec.of_each_size(globals), strict=True):
         done = torch.empty(cut.transpose(0, 1).shape, device=cut.device)  # [V, B, C, S, S]
         for n, (out, (v, _, how)) in enumerate(zip(done, views, strict=True)):
             _view(cut, n, None, draws(seed, epoch, ids, v), how, spec, out)
         sizes.append(done)
-    return Views(tuple(sizes), ids, masks(ids, spec, globals, seed, epoch))
+    return Views(tuple(sizes), ids, hidden)
 
 
 def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Tensor | None:
-    """[G, B, h, w] for the global views, where the recipe masks."""
+    """[G, B, h, w] for the global views, on the CPU, where the recipe masks."""
     if spec.masks is None:
         return None
+    ids, epoch = ids.cpu(), epoch.cpu() if isinstance(epoch, Tensor) else epoch
     return torch.stack([block_masks(spec.masks, spec.size, ids, v, seed, epoch) for v in range(globals)])
+
+
+def _sent(device: torch.device, *values: Any) -> Iterator[Any]:
+    return (value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for value in values)
 
 
 def _view(images: Tensor, n: int, boxes: Tensor | None, u: Tensor, how: Augment, spec: Crops, out: Tensor) -> None:
@@ -102,7 +111,7 @@ def _sigma(u: Tensor, how: Augment) -> Tensor:
 
 def normalize(x: Tensor, spec: Crops) -> Tensor:
     """Float images [B, C, H, W] in [0, 1] to what the encoder sees."""
-    mean, std = (x.new_tensor(of)[:, None, None] for of in (spec.mean, spec.std))
+    mean, std = (color.constant(of, x)[:, None, None] for of in (spec.mean, spec.std))
     return torch.addcmul(-mean / std, x, 1 / std)
 
 
@@ -118,8 +127,8 @@ def _jitters(u: Tensor, how: Augment, channels: int) -> tuple[Tensor, Tensor]:
     """(which operation comes first, second, ... [B, n], the factor of each operation [B, n], 1 or no turn where there is no jitter);
     on grey images saturation and hue change nothing, and n is 2."""
     n = 4 if channels == 3 else 2
-    strength = u.new_tensor([how.brightness, how.contrast, how.saturation, how.hue])[:n]
-    centre = u.new_tensor([1.0, 1.0, 1.0, 0.0])[:n]
+    strength = color.constant((how.brightness, how.contrast, how.saturation, how.hue), u)[:n]
+    centre = color.constant((1.0, 1.0, 1.0, 0.0), u)[:n]
     low = torch.where(centre > 0, (centre - strength).clamp(min=0), -strength)
     factors = low + (centre + strength - low) * u[:, STRENGTH][:, :n]
     return u[:, ORDER][:, :n].argsort(1), torch.where((u[:, JITTER] < how.jitter)[:, None], factors, centre)

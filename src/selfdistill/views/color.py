@@ -1,5 +1,7 @@
 """Colour operations on float images [B, C, H, W] in [0, 1], one strength per image: torchvision's definitions, batched."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,11 +9,21 @@ from torch import Tensor
 LUMA = (0.2989, 0.587, 0.114)
 
 
+def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """[n] of the dtype and on the device of `like`, sent there once: sent in each step it would wait for what is queued there."""
+    return _sent(values, like.dtype, like.device)
+
+
+@cache
+def _sent(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def grey(x: Tensor) -> Tensor:
     """[B, 1, H, W] luma; an image of one channel is its own."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return (x * constant(LUMA, x)[:, None, None]).sum(1, keepdim=True)
 
 
 def blend(x: Tensor, factor: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
@@ -34,7 +46,7 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
     )
     sector = sector.mul_(1 / 6).add_(shift[:, None, None])  # of the circle
     # HSV to RGB in closed form: channel n is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + sector) mod 6
-    k = x.new_tensor([5 / 6, 3 / 6, 1 / 6])[:, None, None] + sector[:, None]  # [B, 3, H, W]
+    k = constant((5 / 6, 3 / 6, 1 / 6), x)[:, None, None] + sector[:, None]  # [B, 3, H, W]
     k = k.sub_(k.floor()).mul_(6)  # 4 times faster than remainder
     return torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma[:, None]).neg_().add_(value[:, None])
 
@@ -57,7 +69,7 @@ def blur_matrix(sigma: Tensor, n: int) -> Tensor:
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     weight = weight / weight.sum(1, keepdim=True)  # [B, k]
-    where = F.pad(torch.arange(n, dtype=torch.float)[None], (radius, radius), mode="reflect")[0]
-    source = where.long().to(sigma.device).unfold(0, len(taps), 1)  # [n, k]
+    where = F.pad(torch.arange(n, dtype=torch.float, device=sigma.device)[None], (radius, radius), mode="reflect")[0]
+    source = where.long().unfold(0, len(taps), 1)  # [n, k]
     band = weight.new_zeros(len(weight), n, n)
     return band.scatter_add_(2, source.expand(len(weight), -1, -1), weight[:, None].expand(-1, n, -1))

@@ -30,7 +30,7 @@ def mix(x: Tensor) -> Tensor:
 
 def uniform(seed: int, epoch: int | Tensor, index: Tensor, view: int, n: int) -> Tensor:
     """[B, n] float32 in [0, 1) for the images `index` [B] int64; multiples of 2^-24. epoch: of all, or [B], which time each comes."""
-    key = torch.tensor(seed, dtype=torch.int64, device=index.device)
+    key = torch.full((), seed, device=index.device)
     for word in (epoch, view, index):
         key = mix(key * GOLDEN + word + 1)  # a chain of keys: (seed, epoch, view, index) and (seed, view, epoch, index) differ
     counter = torch.arange(1, n + 1, device=index.device)
