@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.methods import METHODS
-from selfdistill.parts.backbone import Backbone, statistics_kept
+from selfdistill.parts.backbone import Backbone, TensorDropPath, statistics_kept
 from selfdistill.parts.encoder import Encoder
 from selfdistill.siamese import Siamese
 
@@ -200,6 +200,24 @@ def test_compiled_is_the_same_function_with_the_same_state(name, blocks):
     if blocks > 1:  # masked passes go through the blocks too
         tokens = encoder.tokens(x, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(encoder.dim))[1]
         assert tokens.shape == (2, 4, encoder.dim)
+
+
+def test_blocks_that_differ_in_their_rate_of_drop_path_are_compiled_once():
+    """But the first, which has none, and the last. As timm drops them, and nothing when it does not train."""
+    torch.manual_seed(0)
+    encoder = Encoder(name="timm:vit_tiny_patch16_224", options={"patch_size": 8, "depth": 6, "drop_path_rate": 0.5}).build(16)
+    x, keys, compiled = torch.rand(2, 3, 16, 16), list(encoder.state_dict()), []
+    expected = encoder.eval()(x)
+    encoder.compile(backend=lambda graph, _: compiled.append(graph) or graph.forward)
+    torch.testing.assert_close(encoder(x), expected)
+    assert list(encoder.state_dict()) == keys
+    compiled.clear()
+    encoder.train().features(x).sum().backward()
+    assert len(compiled) == 2
+    dropped = TensorDropPath(0.25).train()(torch.ones(10_000, 2, 3))
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert dropped.var((1, 2)).max() == 0  # an image's all or none
+    assert abs(dropped.mean() - 1) < 5 * (1 / 3 / 10_000) ** 0.5
 
 
 @pytest.mark.parametrize(

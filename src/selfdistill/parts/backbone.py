@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp, SwiGLU
 from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]  # Attention has moved
@@ -49,6 +50,22 @@ def device_of(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
+class TensorDropPath(DropPath):
+    """timm's, with its rate in a tensor: of floats, a ViT's blocks have one each, and each makes another graph to compile."""
+
+    kept: Tensor
+
+    def __init__(self, rate: float):
+        super().__init__(rate)
+        self.register_buffer("kept", torch.tensor(1 - rate), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        rows = torch.rand((len(x), *(1,) * (x.ndim - 1)), device=x.device) < self.kept
+        return x * rows / self.kept.to(x.dtype)
+
+
 class Backbone(nn.Module):
     """A network with a known feature width: pools feature maps [B, F, h, w] and token sequences [B, n, F] to [B, F]."""
 
@@ -71,6 +88,10 @@ class Backbone(nn.Module):
         """`torch.compile` in place, as nn.Module has it, but block by block where the network has `blocks` (a ViT's are all alike, so
         it is compiled once a crop size), so that masked passes are compiled too; but for a last block of which passes read different
         tokens. The state dict keeps its keys."""
+        for part in list(self.net.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, DropPath):  # a teacher's too, of rate 0: its buffers are those of its student
+                    setattr(part, name, TensorDropPath(child.drop_prob).train(child.training))
         blocks: list[nn.Module] = list(getattr(self.net, "blocks", [self.net]))
         for part in blocks[: len(blocks) - bool(self.token_wise)]:
             part.compile(**options)
