@@ -142,6 +142,16 @@ def test_a_run_too_short_for_its_warm_up_or_its_prototypes_is_told_so():
     )
 
 
+def test_masks_that_hide_no_patch_are_said_to():
+    """But not where they are taken out by name."""
+
+    def said(*changes):
+        return cautions(METHODS["ibot"].edit(["views.size=64", "views.locals=none", *changes]), 40_000)
+
+    assert "of 16 patches is none" in said("views.masks.ratio=[0,0.06]")[0]
+    assert said() == said("views.masks.ratio=[0,0.07]") == said("views.masks.ratio=[0,0]", "views.masks.probability=0") == []
+
+
 def test_what_a_micro_batch_compares_is_said_to_be_of_it():
     def said(method, *changes):
         return " ".join(cautions(METHODS[method].edit([*changes, "accumulate=4"]), 40_000))

@@ -264,6 +264,16 @@ def test_squared_distance_of_directions_is_the_cosine_twice(method):
     agree(student(model), student(other))
 
 
+@pytest.mark.parametrize(("norm", "passes"), [(nn.LayerNorm, 1), (nn.BatchNorm1d, 2)])
+def test_views_of_one_size_are_one_pass_where_no_batchnorm_is_to_see_them_apart(norm, passes):
+    recipe, seen = tiny("simsiam", *without_bn("simsiam")), []
+    model = build(recipe, norm=norm)
+    model.student.backbone.net.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    views = draw(recipe, 0)
+    model(views, Progress(0, STEPS_PER_EPOCH, recipe.epochs))
+    assert seen == [2 // passes * len(views.ids)] * passes
+
+
 @pytest.mark.parametrize("method", ["moco", "byol", "simsiam", "dino"])
 def test_micro_batches_make_one_step(method):
     """Without BatchNorm, n micro-batches are the batch: the same mean loss and gradient, and teacher, queue and centre move once.

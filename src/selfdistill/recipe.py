@@ -63,7 +63,8 @@ class Recipe(Spec):
     terms: dict[str, Term] = Field({"views": Term()}, min_length=1)
     """the loss, a sum of terms"""
     bn_joint: bool = False
-    """BatchNorm sees views together, the encoder's those of one size and the head's all (DINO), or each alone (SimSiam, BYOL)"""
+    """BatchNorm sees views together, the encoder's those of one size and the head's all (DINO), or each alone (SimSiam, BYOL); a part
+    without one is the same either way, and sees them together"""
     keep: Literal["student", "teacher"] = "student"
     """whose encoder is evaluated and saved; a teacher without weights of its own is the student"""
 

@@ -13,15 +13,13 @@ A method fills the slots: see `recipe.py` for what they are and `methods/` for h
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfdistill.errors import Misuse
-from selfdistill.parts.backbone import Backbone, why
+from selfdistill.parts.backbone import Backbone, has_batchnorm, why
 from selfdistill.parts.collective import ranks
 from selfdistill.parts.head import FrozenAtFirst, prototypes_shared
 from selfdistill.parts.loss import Output
@@ -54,21 +52,24 @@ class Student(nn.Module):
     def forward(self, crops: tuple[Tensor, ...], masks: Tensor | None = None, hide: bool = True) -> Output:
         """masks: [G, B, h, w], the patches of the global views whose projections are asked for; hidden from the encoder if `hide`."""
         if masks is None:
-            h = torch.cat([self.each(self.backbone.features, x) for x in crops])  # [V, B, F]
-            with prototypes_shared(self.projector):
-                return Output(self.each(self.projector, h))  # [V, B, D]
-        views = crops[0].shape[:2]
-        flat = masks.flatten(0, 1)
-        cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token, read=flat)
-        h = torch.cat([cls.unflatten(0, views), *(self.each(self.backbone.features, x) for x in crops[1:])])  # [V, B, F]
-        project, hidden = self.patch_projector or self.projector, patches[flat.flatten(1)]  # [M, F]: masked patches only
-        pair = hidden.repeat(2, 1) if len(hidden) == 1 else hidden  # BatchNorm refuses one row; two equal ones have its statistics
+            whole, hidden = self.each(self.backbone, crops[0]), None  # [G, B, F]
+        else:
+            flat = masks.flatten(0, 1)
+            cls, patches = self.backbone.tokens(crops[0].flatten(0, 1), flat if hide else None, self.mask_token, read=flat)
+            whole, hidden = cls.unflatten(0, crops[0].shape[:2]), patches[flat.flatten(1)]  # [G, B, F]; [M, F], masked patches only
+        h = torch.cat([whole, *(self.each(self.backbone, x) for x in crops[1:])])  # [V, B, F]
         with prototypes_shared(self.projector):
-            return Output(self.each(self.projector, h), project(pair)[: len(hidden)])  # [V, B, D], [M, D]
+            return Output(self.each(self.projector, h), None if hidden is None else self.of_patches(hidden))  # [V, B, D]; [M, D]
 
-    def each(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """f of x [V, B, ...]: of each view alone, or where BatchNorm is to see them so of all at once."""
-        if self.bn_joint:
+    def of_patches(self, hidden: Tensor) -> Tensor:
+        project = self.patch_projector or self.projector
+        pair = hidden.repeat(2, 1) if len(hidden) == 1 else hidden  # BatchNorm refuses one row; two equal ones have its statistics
+        return project(pair)[: len(hidden)]
+
+    def each(self, part: nn.Module, x: Tensor) -> Tensor:
+        """What a part makes of x [V, B, ...]: of each view alone where it has a BatchNorm that is to see them so, else of all at once."""
+        f = part.features if isinstance(part, Backbone) else part
+        if self.bn_joint or not has_batchnorm(part):
             return f(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return torch.stack([f(view) for view in x])
 
@@ -101,7 +102,7 @@ class Siamese(nn.Module):
             {name: term.build(dim, views=recipe.global_views, split=recipe.split) for name, term in recipe.terms.items()}
         )
         self.recipe = recipe
-        if recipe.micro_batch(ranks()[1]) == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
+        if recipe.micro_batch(ranks()[1]) == 1 and has_batchnorm(self):
             raise Misuse(
                 f"batch_size={recipe.batch_size} is one image for each of {ranks()[1]} devices and accumulate={recipe.accumulate} "
                 "micro-batches, and BatchNorm of one image has no variance: raise batch_size or lower accumulate"

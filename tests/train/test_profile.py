@@ -57,6 +57,15 @@ def test_flops_are_two_a_multiplication_and_leave_the_model_as_it_was():
     assert all(p.grad is None for p in siamese.parameters())
 
 
+def test_flops_are_counted_in_the_runs_precision():
+    """A copy in fp32 would need twice the memory that the run does."""
+    recipe = METHODS["simsiam"].edit(["projector.hidden=[]", "projector.bn=none", "predictor=none", "views.size=4", "precision=bf16"])
+    siamese, seen = Siamese(recipe, 10, Backbone(torch.nn.Flatten(), 3, 4)), []
+    siamese.student.projector.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    flops(siamese, Views((torch.randn(2, 6, 3, 4, 4),), torch.arange(6)), Progress(0, 10, 1), recipe)
+    assert set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("method", ["simsiam", "byol"])
 def test_a_profiled_run_says_where_its_time_went(tmp_path, method):
     out = tmp_path / "run"

@@ -45,6 +45,10 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
             part.momentum, part.num_batches_tracked = momentum, batches
 
 
+def has_batchnorm(network: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) for part in network.modules())
+
+
 def device_of(network: nn.Module) -> torch.device:
     """Where its parameters are; the CPU if it has none."""
     return next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
+from selfdistill.parts.backbone import has_batchnorm
 from selfdistill.parts.contrast import NTXent, Swapped
 from selfdistill.parts.encoder import RESNETS, Encoder
 from selfdistill.parts.predictor import LeastSquares
@@ -36,6 +35,10 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
             found.append(f"accumulate={recipe.accumulate}: BatchNorm's statistics are of {micro}")
         if isinstance(recipe.predictor, LeastSquares):
             found.append(f"accumulate={recipe.accumulate}: the predictor is solved on {micro}")
+    if (masks := recipe.views.masks) and masks.probability:  # 0 is what --without masks says
+        patches = (recipe.views.size // masks.patch) ** 2
+        if masks.ratio[1] * patches < 1:
+            found.append(f"views.masks.ratio={list(masks.ratio)} of {patches} patches is none: the terms on patches are 0. Raise it")
     for path, value in leaves(recipe):
         if path.endswith("warmup") and value >= recipe.epochs:
             of = path.removesuffix(".warmup")
@@ -51,5 +54,5 @@ def cautions(recipe: Recipe, images: int) -> list[str]:
 def _has_batchnorm(encoder: Encoder, size: int) -> bool:
     """False for a module of the user's own, which is not at hand here."""
     if encoder.name.startswith("timm:"):
-        return any(isinstance(module, _BatchNorm) for module in encoder.build(size).modules())
+        return has_batchnorm(encoder.build(size))
     return encoder.name in (*RESNETS, "resnet-small")

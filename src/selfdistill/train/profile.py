@@ -101,8 +101,11 @@ def flops(siamese: Siamese, views: Views, now: Progress, recipe: Recipe) -> int:
         module._compiled_call_impl = None  # a copy's is the original's
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()  # the other ranks do not count, and it would wait for them
+    step = torch.autocast(device_of(model).type, torch.bfloat16, enabled=recipe.precision == "bf16")  # else fp32's memory
     with alone(), torch.random.fork_rng(range(torch.cuda.device_count())), FlopCounterMode(display=False) as counter:
-        model(views, now).loss.backward()
+        with step:
+            loss = model(views, now).loss
+        loss.backward()
     return int(counter.get_total_flops()) * recipe.accumulate
 
 
