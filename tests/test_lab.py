@@ -28,6 +28,7 @@ from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 from selfdistill.recipe import diff
+from selfdistill.train import trained
 from selfdistill.train.cautions import cautions
 from selfdistill.train.resolve import recipe_of, resolve
 from tests.conftest import TINY
@@ -407,7 +408,7 @@ def test_a_run_that_its_collapse_ended_is_a_result(tmp_path, monkeypatch):
 
 def test_a_gap_that_is_not_finite_is_none(tiny_run, tmp_path, monkeypatch):
     run = sd.load(shutil.copytree(tiny_run.path, tmp_path / "run"))
-    monkeypatch.setattr(cells, "predictor_gap", lambda run: ExpectationGap(math.nan, math.inf, 1.0))
+    monkeypatch.setattr(trained, "predictor_gap", lambda *args: ExpectationGap(math.nan, math.inf, 1.0))
     cells._measure(run, frozenset({"gap"}))
     found = json.loads((run.path / "summary.json").read_text())
     assert (found["gap_predictor"], found["gap_projection"], found["gap_other"]) == (None, None, 1.0)

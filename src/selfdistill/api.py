@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from selfdistill.train.cautions import cautions
 from selfdistill.train.diagnosis import Diagnosis
 from selfdistill.train.faults import Interrupted
 from selfdistill.train.journal import say
-from selfdistill.train.resolve import preset_of, recipe_of, resolve, shown, with_preset
+from selfdistill.train.resolve import Changed, preset_of, recipe_of, resolve, shown, with_preset
 from selfdistill.train.run import Run, load, new_folder, run_of
 from selfdistill.train.subject import OTHERS, RANDOM, TIMM, is_run, subject_of, subject_on
 from selfdistill.train.trained import predictor_gap
@@ -108,27 +108,33 @@ def pretrain(
         if base.method != run.recipe.method:
             raise Misuse(f"method {base.method} with resume of {run.path}, a run of {run.recipe.method}")
         return loop.pretrain(run.recipe, run.source, run.path, True, module, console, profile)
-    check(without)  # a slip is answered before a large folder of images is opened
-    path = new_folder(_path(out), "") if out else None  # before a large folder of images is opened
+    check(without)  # a slip is answered before a large folder of images is opened, as is an --out that cannot be
+    path = new_folder(_path(out), "") if out else None
     recipe, source, changed = resolve(base, asked, source)
     gone = lacking(recipe, without)  # the recipe as its data's preset has it
     edits(base, gone)  # raises: nor has the paper's
     if there := settings_of(recipe, [name for name in without if name not in gone]):
         recipe, source, changed = resolve(base, [*asked, *there], source)
-    for note in source.notes:
-        say(console, note)
+    for sentence in _to_be_said(base, asked, gone, recipe, source, changed):
+        say(console, sentence)
+    return loop.pretrain(recipe, source, path, False, module, console, profile)
+
+
+def _to_be_said(
+    base: Recipe, asked: Sequence[str], gone: Sequence[str], recipe: Recipe, source: Source, changed: Sequence[Changed]
+) -> Iterator[str]:
+    """What a user should know of a run before it starts. gone: the ingredients to take out that are out already."""
+    yield from source.notes
     if changed:
-        say(console, f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):")
-        say(console, "\n".join(f"  {field}" for field in changed))
+        yield f"preset {recipe.preset} changes {recipe.method} (preset=none keeps the paper's values):"
+        yield "\n".join(f"  {field}" for field in changed)
     asks = any(word.startswith("preset=") for word in asked)
     if base.preset in PRESETS and not asks and (other := preset_of(source.train)) != base.preset:
-        say(console, f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that")
+        yield f"preset={base.preset} is the recipe's own, and such images have preset={other}: preset=auto takes that"
     for name in gone:
         by = f"preset {recipe.preset} has" if name in lacking(with_preset(base, recipe.preset)[0], [name]) else "the settings have"
-        say(console, f"--without {name}: {by} taken it out already")
-    for caution in cautions(recipe, len(source.train)):
-        say(console, caution)
-    return loop.pretrain(recipe, source, path, False, module, console, profile)
+        yield f"--without {name}: {by} taken it out already"
+    yield from cautions(recipe, len(source.train))
 
 
 def measure(what: str | Path | Run, *words: str, to: Data | None = None, **settings: Any) -> dict[str, dict[str, Any]]:

@@ -124,13 +124,16 @@ class Recipe(Spec):
     """where these lines go as well; one, a list, or none"""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        own = self.teacher.own_weights
-        if not self.stop_gradient and own:
+    def _gradients_have_a_way(self) -> Recipe:
+        if not self.stop_gradient and self.teacher.own_weights:
             raise ValueError(
                 f"stop_gradient=false with teacher={self.teacher.kind}: that teacher is a copy with weights of its own, which no gradient "
                 "reaches; the stop-gradient is built in. Take the copy away too: teacher=shared (--without momentum-teacher)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_have_what_they_compare(self) -> Recipe:
         for name, term in self.terms.items():
             if term.on == "patch" and self.views.masks is None:
                 without = f"give views.masks, or take the term out: terms.{name}=none"
@@ -140,12 +143,10 @@ class Recipe(Spec):
                     f"terms.{name}.loss={term.loss.kind} reads logits, and teacher=expectation remembers vectors of length 1 (SimSiam "
                     "Sec. 5.2): use loss=cosine"
                 )
-        if self.patch_projector and self.patch_projector.out != (self.projector.out if self.projector else None):
-            raise ValueError(
-                f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}"
-                if self.projector
-                else f"patch_projector={self.patch_projector.kind} with projector=none: what images and patches become is of one width"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_have_a_classifier(self) -> Recipe:
         if (self.labels is None) == any(term.loss.kind == "labels" for term in self.terms.values()):
             raise ValueError(f"labels={self.labels}: goes with one of the terms that learn from labels (mean-teacher's), and only with it")
         if self.labels is not None and (self.projector is None or self.predictor):
@@ -153,6 +154,10 @@ class Recipe(Spec):
             raise ValueError(f"{slot}: with labels={self.labels} the projector is the classifier: projector=mlp predictor=none")
         if self.labels is not None and not round(self.labelled_share * self.batch_size):
             raise ValueError(f"labelled_share={self.labelled_share} of batch_size={self.batch_size} is no image: raise one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _least_squares_leave_a_rest(self) -> Recipe:
         if self.predictor and self.predictor.kind == "least-squares":
             if self.projector is None:
                 raise ValueError("predictor=least-squares needs a projector, narrower than a batch has projections")
@@ -164,6 +169,16 @@ class Recipe(Spec):
                     f"predictor=least-squares: {rows} projections of projector.out={d} are fitted exactly, whatever they are: "
                     "raise batch_size or lower projector.out to a fraction of it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Recipe:
+        if self.patch_projector and self.patch_projector.out != (self.projector.out if self.projector else None):
+            raise ValueError(
+                f"patch_projector.out={self.patch_projector.out} is not projector.out={self.projector.out}"
+                if self.projector
+                else f"patch_projector={self.patch_projector.kind} with projector=none: what images and patches become is of one width"
+            )
         self.micro_batch(self.devices if isinstance(self.devices, int) else 1)
         for name in ("mean", "std"):
             if len(getattr(self.views, name)) not in (1, self.encoder.channels):

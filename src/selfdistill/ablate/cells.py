@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -32,13 +31,14 @@ from selfdistill.ablate.figures import Figures, figures_of
 from selfdistill.ablate.table import Measure
 from selfdistill.data.loader import cores
 from selfdistill.data.sources import SOURCES, open_source
+from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.diagnose.verdict import probes
 from selfdistill.disk import acquired, merge, object_of, write_whole
 from selfdistill.errors import Failure, Misuse
 from selfdistill.recipe import Recipe
 from selfdistill.train import faults, loop
 from selfdistill.train.run import Run, load
-from selfdistill.train.trained import predictor_gap
+from selfdistill.train.trained import gap_of
 
 MEASURED: dict[Measure, str] = {"linear": "linear_top1", "gap": "gap_predictor", "ahead": "teacher_ahead"}
 """the key of summary.json that says that a measure was taken; null where it has no meaning"""
@@ -208,9 +208,8 @@ def _measure(run: Run, measures: frozenset[Measure]) -> None:
     if "linear" in measures and MEASURED["linear"] not in run.summary:
         found["linear_top1"] = run.linear() if run.summary.get("knn_top1") is not None else None
     if "gap" in measures and MEASURED["gap"] not in run.summary:
-        learned = run.recipe.predictor is not None and run.recipe.teacher.kind != "expectation"
-        gap = predictor_gap(run)._asdict() if learned else {"predictor": None, "projection": None, "other": None}
-        found |= {f"gap_{name}": value if value is None or math.isfinite(value) else None for name, value in gap.items()}
+        gap = gap_of(run)
+        found |= {f"gap_{name}": gap.get(name) for name in ExpectationGap._fields}
     if "ahead" in measures and MEASURED["ahead"] not in run.summary:
         ahead = [row["knn_teacher"] - row["knn_student"] for row in probes(run.metrics) if row.get("knn_teacher") is not None]
         found["teacher_ahead"] = fmean(ahead) if ahead else None

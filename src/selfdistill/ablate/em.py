@@ -29,6 +29,7 @@ from selfdistill.diagnose.metrics import effective_rank, output_std
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Progress
+from selfdistill.parts.seeded import drawn_from
 from selfdistill.recipe import Recipe, under
 from selfdistill.siamese import Siamese
 from selfdistill.train.loop import set_schedules
@@ -110,8 +111,7 @@ def alternation(recipe: Recipe, pixels: Tensor, rounds: int, steps: int, augment
     if len(pixels) < 2:
         raise Misuse(f"images={len(pixels)}: two at least: BatchNorm of one has no variance")
     batch = min(recipe.batch_size, len(pixels))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with drawn_from(recipe.seed):
         siamese = Siamese(recipe, len(pixels))
     optimizer = recipe.optimizer.build(siamese.param_groups())
 

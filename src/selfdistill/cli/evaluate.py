@@ -36,7 +36,7 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(min=1e-6, help="knn: of the votes, 0.07 if not given")] = None,
 ) -> None:
     """Measure backbones on held-out images: selfdistill evaluate runs/simsiam-digits-1 --protocol knn,linear."""
-    from selfdistill.protocols import is_protocol_setting, kept, measured, protocols_of
+    from selfdistill.protocols import is_protocol_setting, measured, protocols_of, write_down
     from selfdistill.train.checkpoint import BEST
     from selfdistill.train.run import EVALUATION
     from selfdistill.train.subject import subject_on
@@ -61,7 +61,7 @@ def evaluate(
             for name, how in protocols.items():
                 with console.status(Text(f"{subject.name}: {name}")):
                     found[-1][name] = measured(subject, how)
-                kept(subject, name, found[-1][name])
+                write_down(subject, name, found[-1][name])
     finally:  # what was found before a protocol was refused or a disk failed is found
         if any(found):
             print_table(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects)))

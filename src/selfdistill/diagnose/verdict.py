@@ -53,9 +53,14 @@ class Verdict:
     cause: str = ""
     advice: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def because(self) -> str:
+        """All but the state."""
         parts = [self.evidence, self.cause and f"Why: {self.cause}", self.advice and f"Try: {self.advice}"]
-        return f"{self.state}: " + " ".join(part for part in parts if part)
+        return " ".join(part for part in parts if part)
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.because}"
 
 
 def judge(metrics: Mapping[str, Any], recipe: Recipe | None = None) -> Verdict:

@@ -16,6 +16,7 @@ from selfdistill.evaluate.linear import Labelled, held_out
 from selfdistill.parts.backbone import device_of
 from selfdistill.parts.denormal import denormals_flushed
 from selfdistill.parts.optim import SGD, AdamW
+from selfdistill.parts.seeded import drawn_from
 from selfdistill.views.augment import plain, views_of_pixels
 from selfdistill.views.draw import permutation
 from selfdistill.views.spec import Crops
@@ -94,8 +95,7 @@ def finetune(
     engine = optimizer.build([{"params": list(network.parameters()), "weight_decay": 0.0}])
     crops, size = crop_and_flip(views), min(batch_size, len(pixels))
     steps = len(pixels) // size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout and drop path
+    with drawn_from(seed):  # dropout and drop path
         for step in range(epochs * steps):
             if step % steps == 0:
                 order = permutation(seed, step // steps, len(pixels))

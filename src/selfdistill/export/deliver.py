@@ -16,7 +16,7 @@ from selfdistill.data.loader import plain_batches
 from selfdistill.disk import whole_folder
 from selfdistill.errors import Failure, Misuse, did_you_mean, require
 from selfdistill.export.card import card
-from selfdistill.export.formats import FORMATS, Kept
+from selfdistill.export.formats import FORMATS, Format, Kept
 from selfdistill.parts.backbone import Backbone
 from selfdistill.train.subject import TIMM, Subject
 from selfdistill.train.trained import siamese_of
@@ -66,7 +66,7 @@ def export(subject: Subject, format: str, of: str | None = None, out: Path | Non
     require(f"--format {format}", format, *made.needs)
     with whole_folder(out) as folder:
         made.write(kept, folder)
-        done = _compared(kept, format, folder, out)
+        done = _compared(kept, made, format, folder, out)
         (folder / "README.md").write_text(card(subject, kept, made, _measured(done, len(images))))
     return done
 
@@ -89,9 +89,9 @@ def backbone_of(subject: Subject, of: str | None = None) -> tuple[str, Backbone]
     return of, siamese_of(run).networks[of].backbone
 
 
-def _compared(kept: Kept, format: str, folder: Path, out: Path) -> Export:
+def _compared(kept: Kept, made: Format, format: str, folder: Path, out: Path) -> Export:
     """Raises `Failure` where the features differ at the run's own size; tries another one besides."""
-    difference, largest = _difference(kept, format, folder, kept.images)
+    difference, largest = _difference(kept, made, folder, kept.images)
     if difference > TOLERANCE * max(1.0, largest):
         raise Failure(
             f"--format {format}: features differ by {difference:.2g} (the largest is {largest:.2g}) between the format's library and the "
@@ -100,16 +100,16 @@ def _compared(kept: Kept, format: str, folder: Path, out: Path) -> Export:
     size = kept.images.shape[-1]
     sizes: tuple[int, ...] = (size,)
     with suppress(Exception):  # each library refuses a size in its own way, and so do networks
-        again, at_most = _difference(kept, format, folder, F.interpolate(kept.images[:3], scale_factor=2.0))
+        again, at_most = _difference(kept, made, folder, F.interpolate(kept.images[:3], scale_factor=2.0))
         if again <= TOLERANCE * max(1.0, at_most):
             sizes = (size, 2 * size)
     return Export(out, kept.of, difference, largest, sizes)
 
 
-def _difference(kept: Kept, format: str, folder: Path, images: Tensor) -> tuple[float, float]:
+def _difference(kept: Kept, made: Format, folder: Path, images: Tensor) -> tuple[float, float]:
     """(largest difference, largest feature) on images."""
     with torch.no_grad():
-        ours, theirs = kept.backbone(images), FORMATS[format].features(kept, folder, images)
+        ours, theirs = kept.backbone(images), made.features(kept, folder, images)
     same = ours.shape == theirs.shape and bool(theirs.isfinite().all())
     return float((ours - theirs).abs().max()) if same else math.inf, float(ours.abs().max())
 

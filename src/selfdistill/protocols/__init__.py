@@ -64,11 +64,11 @@ def is_protocol_setting(word: str) -> bool:
 
 
 def evaluate(subject: Subject, protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:
-    """`measured` for each of `protocols`, and `kept`."""
+    """`measured` for each of `protocols`, and written down."""
     found = {}
     for name, protocol in protocols.items():
         found[name] = measured(subject, protocol)
-        kept(subject, name, found[name])
+        write_down(subject, name, found[name])
     return found
 
 
@@ -85,7 +85,7 @@ def measured(subject: Subject, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def kept(subject: Subject, name: str, found: dict[str, Any]) -> None:
+def write_down(subject: Subject, name: str, found: dict[str, Any]) -> None:
     """A run's are merged into its evaluation.json under the protocol's name (`linear@DATA` on other images than its own); linear_top1
     goes into summary.json too. Raises `Failure` when the disk fails."""
     folder = subject.folder

@@ -23,6 +23,7 @@ from selfdistill.protocols.frozen import Found, Protocol, Seed
 from selfdistill.spec import Count, Positive
 from selfdistill.train.subject import Subject
 from selfdistill.views.augment import normalize
+from selfdistill.views.crop import central_square
 from selfdistill.views.draw import permutation
 
 Masked = tuple[Tensor, Tensor]
@@ -127,8 +128,7 @@ def _read(pairs: list[tuple[Path, Path]], size: int, channels: int) -> Masked:
             raise Misuse(f"dense.data: {e}") from e
         if of.mode not in ("L", "P", "1") or of.size != picture.size:
             raise Misuse(f"{mask}: a {of.mode} image of {of.size}; wanted 8-bit class ids of {image.name}'s size, {picture.size}")
-        side = min(picture.size)
-        left, top = ((length - side) // 2 for length in picture.size)
+        top, left, side, _ = central_square(picture.height, picture.width)
         box = (left, top, left + side, top + side)
         square = picture.resize((size, size), Image.Resampling.BILINEAR, box=box).convert("L" if channels == 1 else "RGB")
         images[n] = torch.from_numpy(np.array(square)).view(size, size, -1).permute(2, 0, 1)

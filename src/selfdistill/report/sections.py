@@ -98,14 +98,13 @@ def verdict(look: Look) -> Iterator[Block]:
     if not look.run.ended:
         yield Words(f"The run has not ended: it is at epoch {rows[-1]['epoch'] if rows else 0:g} of {r.epochs}.")
     if (found := given_up(look.run)) is not None:
-        yield Words(str(found).partition(": ")[2], found.state)
+        yield Words(found.because, found.state)
         return
     began = since(rows)
     if began is None:
         raise Misuse("no probe yet, so no verdict")
     last = probes(rows)[-1]
-    state, _, because = last["because"].partition(": ")
-    yield Words(because + before(rows), state)
+    yield Words(last["because"].removeprefix(f"{last['verdict']}: ") + before(rows), last["verdict"])
     yield Words(f"Since epoch {began['epoch']:g}, step {began['step']}, of {rows[-1]['epoch']:g} epochs.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from selfdistill.data.images import Images, spread
 from selfdistill.data.loader import in_memory
 from selfdistill.diagnose.causes import cause_of
 from selfdistill.diagnose.describe import describe, ordered
+from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.diagnose.verdict import Verdict, before, judge, probes, since
 from selfdistill.disk import write_whole
 from selfdistill.errors import Misuse
@@ -21,7 +21,7 @@ from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.ridge import ridge_accuracy
 from selfdistill.recipe import Recipe
 from selfdistill.train.run import DIAGNOSIS, Run, features_of
-from selfdistill.train.trained import SEED, predictor_gap, siamese_of
+from selfdistill.train.trained import SEED, gap_of, siamese_of
 from selfdistill.views.augment import views_of_pixels
 from selfdistill.views.draw import permutation
 
@@ -78,15 +78,13 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     images = spread(run.source.looked_at, IMAGES)
     backbone = run.backbone if (run.path / "backbone.safetensors").exists() else siamese_of(run).backbone  # of a run that goes on
     features = of_backbone(backbone, images, run.recipe).of["features"]
-    gap = predictor_gap(run, augmentations)._asdict() if run.recipe.predictor and run.recipe.teacher.kind != "expectation" else {}
-    if not all(map(math.isfinite, gap.values())):
-        gap = {}  # of a run that diverged
+    gap = gap_of(run, augmentations)
     found = Diagnosis(
         last["verdict"],
         last["because"] + before(run.metrics),
         {"features": features, "projections": ordered(describe(projections(run, images)))},
         {key: began[key] for key in ("step", "epoch")},
-        gap,
+        gap if len(gap) == len(ExpectationGap._fields) else {},  # of a run that diverged
     )
     write_whole(run.path / DIAGNOSIS, found.to_json())
     return found

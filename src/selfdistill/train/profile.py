@@ -16,6 +16,7 @@ from selfdistill.disk import write_whole
 from selfdistill.parts.backbone import device_of
 from selfdistill.parts.collective import alone
 from selfdistill.parts.schedule import Progress
+from selfdistill.parts.seeded import drawn_from
 from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
 from selfdistill.train.clock import Clock
@@ -102,7 +103,7 @@ def flops(siamese: Siamese, views: Views, now: Progress, recipe: Recipe) -> int:
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()  # the other ranks do not count, and it would wait for them
     step = torch.autocast(device_of(model).type, torch.bfloat16, enabled=recipe.precision == "bf16")  # else fp32's memory
-    with alone(), torch.random.fork_rng(range(torch.cuda.device_count())), FlopCounterMode(display=False) as counter:
+    with alone(), drawn_from(recipe.seed), FlopCounterMode(display=False) as counter:
         with step:
             loss = model(views, now).loss
         loss.backward()

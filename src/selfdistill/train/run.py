@@ -28,6 +28,7 @@ from selfdistill.evaluate.features import features
 from selfdistill.evaluate.knn import TEMPERATURE, knn_accuracy, usual_k
 from selfdistill.evaluate.linear import linear_accuracy
 from selfdistill.parts.backbone import Backbone, device_of
+from selfdistill.parts.seeded import drawn_from
 from selfdistill.recipe import FORMAT, Recipe
 from selfdistill.settings import yaml_from, yaml_of
 from selfdistill.train.machine import versions
@@ -196,8 +197,7 @@ def run_of(what: str | Path | Run) -> Run:
 
 def untrained(recipe: Recipe, own_encoder: nn.Module | None = None) -> Backbone:
     """The encoder as the recipe's seed initialises it; a module of the user's own as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with drawn_from(recipe.seed):
         return recipe.encoder.build(recipe.views.size, own_encoder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -34,6 +35,14 @@ def siamese_of(run: Run, checkpoint: Path | None = None) -> Siamese:
     siamese = Siamese(run.recipe, images, run.recipe.encoder.build(run.recipe.views.size, run.own_encoder))
     fill(siamese, state.get("model"), file)
     return siamese.eval()
+
+
+def gap_of(run: Run, augmentations: int = 32) -> dict[str, float]:
+    """`predictor_gap` by name, what is finite of it; empty where the recipe has nothing to measure."""
+    if run.recipe.predictor is None or run.recipe.teacher.kind == "expectation":
+        return {}
+    gap = predictor_gap(run, augmentations)._asdict()
+    return {name: value for name, value in gap.items() if math.isfinite(value)}
 
 
 @torch.no_grad()
