@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -426,3 +427,9 @@ def test_a_table_for_a_pipe_is_whole(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     code, out, _ = command("evaluate", *["raw-pixels"] * 8, "data=digits")
     assert (code, out.count("0.9750"), "…" in out) == (0, 8, False)
+
+
+def test_the_command_says_which_version_it_is(run):
+    code, out, _ = run("--version")
+    assert (code, out.split(", ")[0]) == (0, f"selfdistill {sd.__version__}")
+    assert sd.__version__ == metadata.version("selfdistill")

@@ -5,6 +5,7 @@ run = sd.pretrain("simsiam", data="digits")
 run.knn(); run.embed(images); run.backbone
 """
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,4 +78,6 @@ def __getattr__(name: str) -> Any:
         from selfdistill import api
 
         return getattr(api, name)
+    if name == "__version__":
+        return version("selfdistill")
     raise AttributeError(f"module 'selfdistill' has no attribute '{name}'")

@@ -9,13 +9,15 @@ import io
 import sys
 import warnings
 
+import selfdistill
+
 from selfdistill.cli import train, evaluate, diagnose, picture, em, lab, share, describe, images  # isort: skip  # --help lists them so
 from selfdistill.cli.app import app, said
 from selfdistill.errors import Failure, Misuse
 
 __all__ = ["app", "describe", "diagnose", "em", "evaluate", "images", "lab", "main", "picture", "share", "train"]
 
-app.info.help = __doc__.splitlines()[0]
+app.info.help = selfdistill.__doc__.splitlines()[0]
 
 
 def main() -> None:

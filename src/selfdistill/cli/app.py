@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib.metadata import version
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -49,6 +50,19 @@ app = App(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=F
 console = Console(markup=False, emoji=False)  # names of files may have brackets and colons
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any field of the recipe, e.g. epochs=20")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        console.print(", ".join(f"{name} {version(package)}" for name, package in (("selfdistill", "selfdistill"), ("PyTorch", "torch"))))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="which version this is")] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def _home(value: Any) -> Any:
