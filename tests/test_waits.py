@@ -28,10 +28,11 @@ class Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = Counter()
+        self.found, self.calls = Counter(), 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.calls += 1
         name = func.overloadpacket.__name__
         devices = {x.device.type for x in (*args, out) if isinstance(x, Tensor)}
         if name in ("_local_scalar_dense", "nonzero") or (name in ("_to_copy", "copy_") and len(devices) > 1):
@@ -86,3 +87,19 @@ def test_views_send_nothing_twice(method, monkeypatch):
                 augment.views_of_crops(cut, index, recipe.views, recipe.global_views, 0, rounds)
     assert not seen.found
     color._sent.cache_clear()
+
+
+def test_more_local_crops_are_no_more_calls(monkeypatch):
+    monkeypatch.setattr(augment, "_some", lambda x, chosen, f, *per_image: f(x, *per_image))
+    calls = set()
+    for count in (2, 8):
+        spec = METHODS["dino"].edit([f"views.locals.count={count}", f"views.size={SIZE}", "views.locals.size=8"]).views
+        color._sent.cache_clear()
+        with FakeTensorMode(shape_env=ShapeEnv()):
+            index = torch.empty(B, dtype=torch.long, device=GPU)
+            cut = [torch.empty(B, n, 3, side, side, dtype=torch.uint8, device=GPU) for n, side in ((2, SIZE), (count, 8))]
+            with Waits() as seen:
+                augment.views_of_crops(cut, index, spec, 2, 0, index)
+        calls.add(seen.calls)
+    color._sent.cache_clear()
+    assert len(calls) == 1
