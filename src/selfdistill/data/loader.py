@@ -64,7 +64,8 @@ def training_views(
     labels = None if visible is None else visible.to(device)
     for rounds, views in _views(images, recipe, device, report, order, clock):
         # What fills up the batch counts as unlabelled, even where an image has a label: the labelled share is the recipe's.
-        yield views if labels is None else views._replace(labels=labels[views.ids].where((rounds >= recipe.epochs).to(device), -1))
+        chosen = (rounds >= recipe.epochs).to(device, non_blocking=True)
+        yield views if labels is None else views._replace(labels=labels[views.ids].where(chosen, -1))
 
 
 def _views(
@@ -74,7 +75,7 @@ def _views(
     if isinstance(images, Pixels):
         pixels = images.pixels.to(device) if _fits(images.pixels, device) else images.pixels
         for rounds, index in order:
-            batch = pixels[index.to(pixels.device)].to(device, non_blocking=True)
+            batch = pixels[index.to(pixels.device, non_blocking=True)].to(device, non_blocking=True)
             with clock("views"):
                 views = views_of_pixels(batch, index, recipe.views, recipe.global_views, recipe.seed, rounds)
             yield rounds, views

@@ -44,7 +44,7 @@ class Guard:
 
     Whether all is well is read once a step, on all ranks alike. On a GPU that is a wait for the device: after the backward pass, when
     nothing is left to be computed before the optimiser; what it costs is the launch of the optimiser's first kernels. The others of a
-    step are in its views and masks, which are chosen by row, and where SwAV's queue or a solved predictor asks whether it is filled.
+    step are iBOT's, for how many patches are masked, and where SwAV's queue or a solved predictor asks whether it is filled.
     """
 
     def __init__(self, siamese: Siamese, recipe: Recipe, images: Images, folder: Path, bad: list[int]):

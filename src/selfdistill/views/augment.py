@@ -1,8 +1,7 @@
-"""uint8 images to the views of a step: everything batched, on the device, with a draw per image."""
+"""uint8 images to the views of a step: drawn on the host, a draw per image and view, and made on the device, batched."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +24,14 @@ FUSED = True
 _, CONTRAST, SATURATION, HUE = range(4)
 
 
-def draws(seed: int, epoch: int | Tensor, index: Tensor, view: int | Tensor) -> Tensor:
-    """[B, DRAWS]: all that is random in one view of the images `index`; [N, B, DRAWS] of views [N, 1]."""
+def draws(seed: int, epoch: int | Tensor, index: Tensor, view: int) -> Tensor:
+    """[B, DRAWS]: all that is random in one view of the images `index`."""
     return uniform(seed, epoch, index, view, DRAWS)
 
 
 def views_of_pixels(images: Tensor, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
     """uint8 images [B, C, H, W] of one size to `globals` global views each, and the local ones, on their device. ids [B], and epoch where
-    it is [B], are on the CPU or there."""
+    it is [B], are on the CPU, where all is drawn: which rows an operation changes is known there, and a GPU need not be asked."""
     return _views([images[:, None]] * len(spec.of_each_size(globals)), True, ids, spec, globals, seed, epoch)
 
 
@@ -41,128 +40,51 @@ def views_of_crops(crops: Sequence[Tensor], ids: Tensor, spec: Crops, globals: i
     return _views(crops, False, ids, spec, globals, seed, epoch)
 
 
-def _views(images: Sequence[Tensor], whole: bool, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
-    """images: for each size [B, V, C, H, W], whole or cut already; V is 1 where all views are of one image."""
-    ids, epoch, hidden = _sent(images[0].device, ids, epoch, masks(ids, spec, globals, seed, epoch))
-    sizes = []
-    for of, views in zip(images, spec.of_each_size(globals), strict=True):
-        first, size, _ = views[0]
-        done = torch.empty(len(views), len(ids), of.shape[2], size, size, device=of.device)  # [V, B, C, S, S]
-        for how, group in groupby(views, key=lambda view: view[2]):
-            alike = [v for v, _, _ in group]
-            u = draws(seed, epoch, ids, color.constant(tuple(alike), ids)[:, None])
-            _augment(of, alike[0] - first, whole, u, how, spec, done[alike[0] - first :][: len(alike)])
-        sizes.append(done)
-    return Views(tuple(sizes), ids, hidden)
-
-
 def masks(ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Tensor | None:
-    """[G, B, h, w] for the global views, on the CPU, where the recipe masks."""
+    """[G, B, h, w] for the global views, where the recipe masks."""
     if spec.masks is None:
         return None
-    ids, epoch = ids.cpu(), epoch.cpu() if isinstance(epoch, Tensor) else epoch
     return torch.stack([block_masks(spec.masks, spec.size, ids, v, seed, epoch) for v in range(globals)])
 
 
-def _sent(device: torch.device, *values: Any) -> Iterator[Any]:
-    return (value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for value in values)
+def _views(images: Sequence[Tensor], whole: bool, ids: Tensor, spec: Crops, globals: int, seed: int, epoch: int | Tensor) -> Views:
+    """images: for each size [B, V, C, H, W], whole or cut already; V is 1 where all views are of one image."""
+    sizes = []
+    for of, views in zip(images, spec.of_each_size(globals), strict=True):
+        size, n = views[0][1], 0
+        done = torch.empty(len(views), len(ids), of.shape[2], size, size, device=of.device)  # [V, B, C, S, S]
+        for how, group in groupby(views, key=lambda view: view[2]):
+            drawn = [_drawn(draws(seed, epoch, ids, v), how, of, size, whole) for v, _, _ in group]
+            _augment(of, whole, n, drawn, spec, done[n : n + len(drawn)])
+            n += len(drawn)
+        sizes.append(done)
+    hidden = masks(ids, spec, globals, seed, epoch)
+    return Views(tuple(sizes), _sent(ids, sizes[0]), None if hidden is None else _sent(hidden, sizes[0]))
 
 
-def _augment(images: Tensor, first: int, whole: bool, u: Tensor, how: Augment, spec: Crops, out: Tensor) -> None:
-    """The views from `first` on that are made in one way, of [B, V, C, H, W] by draws [N, B, DRAWS], into `out` [N, B, C, S, S]: on a GPU
-    all at once, in a third of the calls for DINO's ten."""
-    (N, B), V, (H, W), size = u.shape[:2], images.shape[1], images.shape[3:], out.shape[-1]
-    if FUSED and out.device.type == "cpu":
-        for n in range(N):
-            boxes = crop_boxes(u[n, :, :CROP], H, W, how) if whole else torch.tensor([0, 0, size, size]).expand(B, 4)
-            fused(images, (first + n) % V, _drawn(boxes, u[n], how, images.shape[2], size), spec.mean, spec.std, out[n])
-        return
-    x = (images.expand(-1, N, -1, -1, -1) if V == 1 else images[:, first : first + N]).transpose(0, 1).flatten(0, 1)  # [N B, C, H, W]
-    u, out = u.flatten(0, 1), out.flatten(0, 1)
-    flip = u[:, FLIP] < how.flip
-    if whole:
-        x = crop_and_resize(x, crop_boxes(u[:, :CROP], H, W, how), size, flip)
-    else:
-        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-    finish(x, u, how, spec, out)
-
-
-def _drawn(boxes: Tensor, u: Tensor, how: Augment, channels: int, size: int) -> Drawn:
+def _drawn(u: Tensor, how: Augment, images: Tensor, size: int, whole: bool) -> Drawn:
+    C, H, W = images.shape[2:]
+    low, high = how.sigma
     return Drawn(
-        boxes,
+        crop_boxes(u[:, :CROP], H, W, how) if whole else torch.tensor([0, 0, size, size]).expand(len(u), 4),
         u[:, FLIP] < how.flip,
-        *_jitters(u, how, channels),
+        *_jitters(u, how, C),
         u[:, GREY] < how.grey,
-        torch.where(u[:, BLUR] < how.blur, _sigma(u, how), 0.0),
+        torch.where(u[:, BLUR] < how.blur, low + (high - low) * u[:, SIGMA], 0.0),
         u[:, SOLARIZE] < how.solarize,
         _erased(u[:, ERASE], how.erase, size, size),
     )
-
-
-def finish(crops: Tensor, u: Tensor, how: Augment, spec: Crops, out: Tensor) -> None:
-    """Crops [B, C, S, S], uint8 or float in [0, 1], into `out`: jitter, grey, blur, solarise, normalise, erase."""
-    x = crops.contiguous() if crops.is_floating_point() else crops.float() / 255
-    x = _jitter(x, u, how)
-    if how.grey and x.shape[1] == 3:
-        x = _some(x, u[:, GREY] < how.grey, lambda x: color.grey(x).expand(-1, 3, -1, -1))
-    if how.blur:
-        x = _some(x, u[:, BLUR] < how.blur, color.blur, _sigma(u, how))
-    if how.solarize:
-        x = _some(x, u[:, SOLARIZE] < how.solarize, color.solarize)
-    out.copy_(_erase(normalize(x, spec), u[:, ERASE], how.erase))
-
-
-def _sigma(u: Tensor, how: Augment) -> Tensor:
-    low, high = how.sigma
-    return low + (high - low) * u[:, SIGMA]
-
-
-def normalize(x: Tensor, spec: Crops) -> Tensor:
-    """Float images [B, C, H, W] in [0, 1] to what the encoder sees."""
-    mean, std = (color.constant(of, x)[:, None, None] for of in (spec.mean, spec.std))
-    return torch.addcmul(-mean / std, x, 1 / std)
-
-
-def _some(x: Tensor, chosen: Tensor, f: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
-    """f on the chosen images [B] only."""
-    rows = chosen.nonzero()[:, 0]
-    if len(rows):
-        x[rows] = f(x[rows], *(p[rows] for p in per_image))
-    return x
 
 
 def _jitters(u: Tensor, how: Augment, channels: int) -> tuple[Tensor, Tensor]:
     """(which operation comes first, second, ... [B, n], the factor of each operation [B, n], 1 or no turn where there is no jitter);
     on grey images saturation and hue change nothing, and n is 2."""
     n = 4 if channels == 3 else 2
-    strength = color.constant((how.brightness, how.contrast, how.saturation, how.hue), u)[:n]
-    centre = color.constant((1.0, 1.0, 1.0, 0.0), u)[:n]
+    strength = u.new_tensor([how.brightness, how.contrast, how.saturation, how.hue])[:n]
+    centre = u.new_tensor([1.0, 1.0, 1.0, 0.0])[:n]
     low = torch.where(centre > 0, (centre - strength).clamp(min=0), -strength)
     factors = low + (centre + strength - low) * u[:, STRENGTH][:, :n]
     return u[:, ORDER][:, :n].argsort(1), torch.where((u[:, JITTER] < how.jitter)[:, None], factors, centre)
-
-
-def _jitter(x: Tensor, u: Tensor, how: Augment) -> Tensor:
-    """Brightness, contrast, saturation and hue in an order of their own for each image. The first three are one blend with another
-    image, black, the mean or the grey one, so each turn is one pass for all of them."""
-    if not how.jitter or not any((how.brightness, how.contrast, how.saturation, how.hue)):
-        return x
-    order, factors = _jitters(u, how, x.shape[1])
-    for op in order.unbind(1):  # [B]
-        factor = torch.where(op < HUE, factors.gather(1, op[:, None])[:, 0], 1.0)
-        x = color.blend(x, factor, (op == CONTRAST).to(x.dtype), (op == SATURATION).to(x.dtype))
-        if how.hue and x.shape[1] == 3:
-            x = _some(x, (op == HUE) & (factors[:, HUE] != 0), color.hue, factors[:, HUE])
-    return x
-
-
-def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
-    """Random erasing (Zhong et al. 2017), filled with the mean, which is 0 by now."""
-    if not probability:
-        return x
-    H, W = x.shape[-2:]
-    top, left, h, w = _erased(u, probability, H, W).unbind(1)
-    return x.masked_fill_(rectangles(top, left, h, w, H, W)[:, None], 0.0)
 
 
 def _erased(u: Tensor, probability: float, H: int, W: int) -> Tensor:
@@ -172,6 +94,71 @@ def _erased(u: Tensor, probability: float, H: int, W: int) -> Tensor:
     h, w = (area * ratio).sqrt().round().clamp(1, H), (area / ratio).sqrt().round().clamp(1, W)
     top, left = (u[:, 3] * (H - h + 1)).floor(), (u[:, 4] * (W - w + 1)).floor()
     return torch.stack([top, left, h * (u[:, 0] < probability), w], 1).long()
+
+
+def _augment(images: Tensor, whole: bool, first: int, drawn: list[Drawn], spec: Crops, out: Tensor) -> None:
+    """The views from `first` on that are made in one way, of [B, V, C, H, W] into `out` [N, B, C, S, S], by N draws. On a GPU all at once,
+    in a third of the calls for DINO's ten."""
+    (N, B), V = out.shape[:2], images.shape[1]
+    if FUSED and out.device.type == "cpu":
+        for n in range(N):
+            fused(images, (first + n) % V, drawn[n], spec.mean, spec.std, out[n])
+        return
+    x = (images.expand(-1, N, -1, -1, -1) if V == 1 else images[:, first : first + N]).transpose(0, 1).flatten(0, 1)  # [N B, C, H, W]
+    every = Drawn(*map(torch.cat, zip(*drawn, strict=True)))
+    flip = _sent(every.flip, x)
+    if whole:
+        x = crop_and_resize(x, _sent(every.box, x), out.shape[-1], flip)
+    else:
+        x = torch.where(flip[:, None, None, None], x.flip(-1), x).float() / 255
+    out.copy_(_finished(x, every, spec).unflatten(0, (N, B)))
+
+
+def _finished(x: Tensor, drawn: Drawn, spec: Crops) -> Tensor:
+    """Crops [B, C, S, S] in [0, 1] after jitter, grey, blur, solarisation, normalisation and erasing, each where it was drawn."""
+    x = _jittered(x.contiguous(), drawn.order, drawn.factor)
+    if x.shape[1] == 3:
+        x = _some(x, drawn.grey, lambda x: color.grey(x).expand(-1, 3, -1, -1))
+    x = _some(x, drawn.sigma > 0, color.blur, drawn.sigma)
+    x = normalize(_some(x, drawn.solarize, color.solarize), spec)
+    if not drawn.erased[:, 2].any():
+        return x
+    top, left, h, w = _sent(drawn.erased, x).unbind(1)
+    return x.masked_fill_(rectangles(top, left, h, w, *x.shape[2:])[:, None], 0.0)  # Zhong et al. 2017, with the mean, which is 0 by now
+
+
+def _jittered(x: Tensor, order: Tensor, factor: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue in an order of their own for each image. The first three are one blend with another
+    image, black, the mean or the grey one, so each turn is one pass for all of them."""
+    turns = order.T  # [n, B]
+    strength = torch.where(turns < HUE, factor.T.gather(0, turns), 1.0)
+    blends = _sent(torch.stack([strength, turns == CONTRAST, turns == SATURATION], 1), x)  # [n, 3, B]
+    for turn, changes, blend in zip(turns, (strength != 1).any(1).tolist(), blends, strict=True):
+        if changes:
+            x = color.blend(x, *blend)
+        if x.shape[1] == 3:
+            x = _some(x, (turn == HUE) & (factor[:, HUE] != 0), color.hue, factor[:, HUE])
+    return x
+
+
+def _some(x: Tensor, chosen: Tensor, f: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
+    """f on the chosen images [B] only."""
+    rows = chosen.nonzero()[:, 0]
+    if len(rows):
+        there = _sent(rows, x)
+        x[there] = f(x[there], *(_sent(p[rows], x) for p in per_image))
+    return x
+
+
+def _sent(drawn: Tensor, x: Tensor) -> Tensor:
+    """From the host to where x is, which need not be waited for."""
+    return drawn.to(x.device, non_blocking=True)
+
+
+def normalize(x: Tensor, spec: Crops) -> Tensor:
+    """Float images [B, C, H, W] in [0, 1] to what the encoder sees."""
+    mean, std = (color.constant(of, x)[:, None, None] for of in (spec.mean, spec.std))
+    return torch.addcmul(-mean / std, x, 1 / std)
 
 
 def plain(images: Tensor, spec: Crops) -> Tensor:

@@ -28,14 +28,13 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform(seed: int, epoch: int | Tensor, index: Tensor, view: int | Tensor, n: int) -> Tensor:
-    """[B, n] float32 in [0, 1) for the images `index` [B] int64; multiples of 2^-24. epoch: of all, or [B], which time each comes. view:
-    one, or [N, 1] for [N, B, n]."""
+def uniform(seed: int, epoch: int | Tensor, index: Tensor, view: int, n: int) -> Tensor:
+    """[B, n] float32 in [0, 1) for the images `index` [B] int64; multiples of 2^-24. epoch: of all, or [B], which time each comes."""
     key = torch.full((), seed, device=index.device)
     for word in (epoch, view, index):
         key = mix(key * GOLDEN + word + 1)  # a chain of keys: (seed, epoch, view, index) and (seed, view, epoch, index) differ
     counter = torch.arange(1, n + 1, device=index.device)
-    return _shift(mix(key[..., None] + counter * GOLDEN), 40).to(torch.float32) * 2.0**-24  # [B, n]
+    return _shift(mix(key[:, None] + counter * GOLDEN), 40).to(torch.float32) * 2.0**-24  # [B, n]
 
 
 def evenly_spaced(n: int, most: int) -> Tensor:
