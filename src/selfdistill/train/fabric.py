@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfdistill.recipe import Recipe
 
-NEW = "forward_sync_buffers"
-SYNC_BUFFERS = NEW if NEW in signature(DistributedDataParallel).parameters else "broadcast_buffers"
-"""PyTorch's word for sending buffers with each forward pass: 2.14 knows both, and warns of the older one"""
+KNOWN = signature(DistributedDataParallel).parameters
+SYNC_BUFFERS = next(word for word in ("forward_sync_buffers", "broadcast_buffers") if word in KNOWN)
+"""PyTorch's word for sending buffers with each forward pass: 2.14 has both, and warns of the older one"""
 
 
 class AsComputed(MixedPrecision):
