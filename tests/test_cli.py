@@ -17,8 +17,12 @@ from selfdistill.ablate import results
 from selfdistill.cli import lab as lab_command
 from selfdistill.cli.app import console
 from selfdistill.data.sources import open_source
-from selfdistill.errors import Misuse
+from selfdistill.errors import Failure, Misuse
+from selfdistill.methods import METHODS
+from selfdistill.protocols import protocols_of
+from selfdistill.train import diagnosis
 from selfdistill.train.faults import Stopped
+from selfdistill.train.journal import Journal
 from tests.conftest import TINY, TINY_OF
 
 FAST = [f"{k}={v}" for k, v in TINY.items()]
@@ -427,6 +431,48 @@ def test_a_table_for_a_pipe_is_whole(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     code, out, _ = command("evaluate", *["raw-pixels"] * 8, "data=digits")
     assert (code, out.count("0.9750"), "…" in out) == (0, 8, False)
+
+
+def test_null_is_none_as_a_recipes_file_has_it():
+    for key in ("views.locals", "views.masks", "clip"):
+        assert METHODS["ibot"].edit([f"{key}=null", *(["terms.patches=none"] if key == "views.masks" else [])]) == METHODS["ibot"].edit(
+            [f"{key}=none", *(["terms.patches=none"] if key == "views.masks" else [])]
+        )
+    with pytest.raises(Misuse, match=r"clip=3: allowed: none, or its fields: clip=\{norm: \.\.\."):
+        METHODS["simsiam"].edit(["clip=3"])
+    with pytest.raises(Misuse, match=r"linear\.rates=0\.1: wants a list: linear\.rates=\[\.\.\.\]"):
+        protocols_of(["linear"], ["linear.rates=0.1"])
+
+
+def test_a_spread_is_of_runs_that_differ_in_their_seed_alone(run, tmp_path):
+    for name, word in (("a", "seed=0"), ("b", "seed=1"), ("c", "lr=0.1")):
+        assert run("pretrain", "simsiam", "data=digits", *FAST, "batch_size=256", "epochs=1", word, "--no-report", "--out", name)[0] == 0
+    assert "±" in run("evaluate", "a", "b")[1]
+    assert "±" not in run("evaluate", "a", "c")[1]
+
+
+def test_what_is_diagnosed_is_shown_though_it_cannot_be_written(run, tmp_path, monkeypatch):
+    assert run("pretrain", "simsiam", "data=digits", *FAST, "batch_size=256", "epochs=1", "--no-report", "--out", "a")[0] == 0
+
+    def fails(path, content):
+        raise Failure(f"{path}: cannot be written: Read-only file system")
+
+    monkeypatch.setattr(diagnosis, "write_whole", fails)
+    with pytest.warns(UserWarning, match=r"diagnosis\.json: cannot be written"):
+        code, out, _ = run("diagnose", "a")
+    assert (code, "output_std" in out) == (0, True)
+
+
+def test_a_run_whose_folder_is_removed_says_so(run, tmp_path, monkeypatch):
+    def removed(self, row, aloud=False, kept=Journal.log):
+        if row["step"] == 5:
+            shutil.rmtree(tmp_path / "a")
+        kept(self, row, aloud)
+
+    monkeypatch.setattr(Journal, "log", removed)
+    code, _, err = run("pretrain", "simsiam", "data=digits", *FAST, "epochs=1", "--no-report", "--out", "a")
+    assert code == 1
+    assert "metrics.jsonl: is there no more" in err
 
 
 def test_the_command_says_which_version_it_is(run):

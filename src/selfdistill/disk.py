@@ -96,6 +96,8 @@ def locked(folder: Path) -> FileLock:
         return acquired(folder / ".lock", timeout=0)
     except Timeout as e:
         raise Misuse(f"{folder}: another process writes there now: wait for its end, or stop it") from e
+    except OSError as e:
+        raise Failure(f"{folder}: cannot be written: {e.strerror or e}") from e
 
 
 def acquired(path: Path, timeout: float = -1) -> FileLock:

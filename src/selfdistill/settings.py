@@ -153,6 +153,8 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
         parsed = yaml_of(value)
     except ValueError:
         parsed = value
+    if value and parsed is None and type(None) in options:  # null, as recipe.yaml has it
+        return None
     if isinstance(parsed, bool) and {"on", "off"} <= set(literals):  # YAML's on
         return "on" if parsed else "off"
     if literals and not specs and isinstance(parsed, str | bool):  # no word, and no number in its place; YAML's no is a bool
@@ -161,7 +163,10 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
     if Schedule in specs and not isinstance(parsed, dict):
         return {**(node or {}), "base": parsed}
     if specs and not isinstance(parsed, dict):
-        allowed = [kind_of(cls) for cls in specs if kind_of(cls)] + ["none"] * (type(None) in options)
-        ways = f"allowed: {', '.join(allowed)}" if allowed else f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
-        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, allowed)}")
+        kinds, none = [kind_of(cls) for cls in specs if kind_of(cls)], ["none"] * (type(None) in options)
+        if not kinds and none:
+            raise Misuse(f"{key}={value}: allowed: none, or its fields: {key}={{{', '.join(f'{f}: ...' for f in specs[0].model_fields)}}}")
+        fields = f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
+        ways = f"allowed: {', '.join([*kinds, *none])}" if kinds else fields
+        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, [*kinds, *none])}")
     return parsed

@@ -80,4 +80,5 @@ def _problem(error: Any, tree: Any, before: str) -> str:
     path = ".".join([*([before] if before else []), *names])
     given = error["input"] if isinstance(error["input"], (str, int, float)) else reprlib.repr(error["input"])  # a list may be long
     value = "" if isinstance(error["input"], dict) or not path else f"={given}"
-    return f"{path}{value}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    said = f"wants a list: {path}=[...]" if error["type"] in ("tuple_type", "list_type") else error["msg"]
+    return f"{path}{value}: {said.removeprefix('Value error, ')}".removeprefix(": ")

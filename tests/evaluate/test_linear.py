@@ -152,3 +152,13 @@ def test_a_seed_reaches_the_tenth_and_both_trainings(monkeypatch):
     probe = linear_probe(x, labels, (0.1, 1.0), epochs=2, batch_size=40, seed=7)
     assert seen == [("tenth", 7), (81, 2, 2, 40, 7), (90, 1, 2, 40, 7)]
     assert probe.rate in (0.1, 1.0)
+
+
+def test_a_probe_that_diverged_is_no_result():
+    """Its argmax is the first class. A rate that diverges is not chosen where another does not."""
+    x, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    with pytest.raises(Misuse, match=r"learning rate of 1e\+38 it diverged"):
+        linear_probe(x, labels, rates=(1e38,), epochs=2)
+    with pytest.raises(Misuse, match="diverged"):
+        linear_probe(x, labels, rates=(1e37, 1e38), epochs=2)
+    assert linear_probe(x, labels, rates=(1e38, 0.1), epochs=2).rate == 0.1

@@ -196,6 +196,11 @@ def test_colour_files_are_grey_levels_to_a_network_of_one_channel(tiny_run, tmp_
     assert trained.summary["step"] == 1
 
 
+def test_pixels_of_scenes_are_not_the_users(tiny_run):
+    with pytest.raises(Misuse, match=r"dense\.size=4: of a folder's images \(dense\.data=FOLDER\)"):
+        sd.measure(tiny_run, "dense", "dense.size=4")
+
+
 def test_random_weights_have_the_settings_that_fit_the_sets_own_preset():
     assert subject_of("random-init", ["data=digits", "encoder.channels=1"]).recipe.encoder.channels == 1
 

@@ -246,3 +246,12 @@ def test_the_commands_misuse(run, digits_runs, tmp_path, args, said):
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert said in err
+
+
+@pytest.mark.parametrize(("images", "side"), [(1, 1), (2, 1), (1, 2)])
+def test_colours_of_fewer_patches_than_three(images, side):
+    """One image of one patch: all alike."""
+    tokens = torch.randn(images, side, side, 5, generator=torch.Generator().manual_seed(0))
+    found = attention.rgb_of(tokens)
+    assert found.shape == (images, side, side, 3)
+    assert found.isfinite().all()

@@ -155,5 +155,5 @@ def table(id: str) -> Table:
     """A table by its id or its alias. Raises `Misuse` for an unknown one."""
     named = tables() | {table.alias: table for table in tables().values() if table.alias}
     if id not in named:
-        raise Misuse(f"TABLE {id}: there are {', '.join(tables())}.{did_you_mean(id, named, cutoff=0.4)}")
+        raise Misuse(f"TABLE {id}: there are {', '.join(tables())}.{did_you_mean(id, named)}")
     return named[id]

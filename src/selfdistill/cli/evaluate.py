@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from selfdistill.cli.app import app, console, is_setting, print_table
 from selfdistill.errors import Misuse
+
+if TYPE_CHECKING:
+    from selfdistill.train.subject import Subject
 
 # Imports of the package stand inside the commands: PyTorch takes seconds, and --help should not.
 
@@ -64,10 +67,18 @@ def evaluate(
                 write_down(subject, name, found[-1][name])
     finally:  # what was found before a protocol was refused or a disk failed is found
         if any(found):
-            print_table(_table(names, found, spread=len(names) > 1 and all(s.folder for s in subjects)))
+            print_table(_table(names, found, spread=_repeated(subjects)))
     for subject in subjects:
         if subject.folder:
             console.print(f"written to {subject.folder / EVALUATION}", soft_wrap=True, highlight=False)
+
+
+def _repeated(subjects: list[Subject]) -> bool:
+    """Whether they are runs that differ in their seed alone, over which there is a mean and a spread."""
+    from selfdistill.recipe import diff
+
+    runs = len(subjects) > 1 and all(s.folder for s in subjects)
+    return runs and all(path == "seed" for s in subjects for path, _, _ in diff(subjects[0].recipe, s.recipe))
 
 
 def _table(names: list[str], found: list[dict[str, Any]], spread: bool) -> Table:

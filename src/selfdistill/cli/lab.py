@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from errno import EACCES
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,6 +117,10 @@ def _command() -> str:
     return shlex.join(["selfdistill", *sys.argv[1:]])
 
 
+def _minutes(seconds: float) -> str:
+    return "less than a minute" if seconds < 60 else "about a minute" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
+
+
 def _run(job_list: list[Job], jobs: int | None, out: Path, plan: bool) -> list[dict[str, Any]]:
     """Says the plan, trains what is not done, prints and writes the tables; their records. Raises `Failure` where a run failed."""
     from selfdistill import api
@@ -126,11 +131,17 @@ def _run(job_list: list[Job], jobs: int | None, out: Path, plan: bool) -> list[d
     jobs = jobs or cells.default_jobs()
     runs, seconds = lab.estimate(job_list)
     every = len(lab.all_cells(job_list))
-    minutes = f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / min(jobs, max(runs, 1)):.0f} with --jobs {jobs}"
+    minutes = f"{_minutes(seconds)} of one core, {_minutes(seconds / min(jobs, max(runs, 1)))} with --jobs {jobs}"
     console.print(f"{every} runs, {every - runs} of them done; {runs} to make: {minutes}", soft_wrap=True)
     if plan:
         _show_plan(job_list)
         return []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES))
+    except OSError as e:
+        raise Misuse(f"--out {out}: cannot be written ({e.strerror}): name another folder") from e
     try:
         failed = cells.train_all(lab.all_cells(job_list), jobs, lambda line: console.print(line, soft_wrap=True))
     except api.Interrupted as e:  # here, because click turns every KeyboardInterrupt into "Aborted!"

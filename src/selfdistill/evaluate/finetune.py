@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfdistill.errors import Misuse
 from selfdistill.evaluate.features import features
 from selfdistill.evaluate.linear import Labelled, held_out
 from selfdistill.parts.backbone import device_of
@@ -63,7 +64,10 @@ def finetune_accuracy(
                 best, network, chosen = reached, tried, rate
     if validation is None or len(rates) == 1:  # else the chosen one has learnt from all of the bank
         network = finetune(backbone, bank, labels, classes, views, chosen, **settings)
-    return Tuned(_accuracy(network, queries, targets, views), chosen)
+    reached = _accuracy(network, queries, targets, views)
+    if reached < 0:
+        raise Misuse(f"fine-tuning: at a learning rate of {chosen:g} it diverged: name lower rates, as finetune.rates=[0.01]")
+    return Tuned(reached, chosen)
 
 
 @denormals_flushed()
@@ -117,6 +121,7 @@ def crop_and_flip(views: Crops) -> Crops:
 
 
 def _accuracy(network: nn.Module, pixels: Tensor, labels: Tensor, views: Crops) -> float:
+    """-1 of a network that diverged."""
     device = device_of(network)
     logits = features(network, (plain(chunk.to(device), views) for chunk in pixels.split(512)))
-    return float((logits.argmax(1) == labels).float().mean())
+    return float((logits.argmax(1) == labels).float().mean()) if logits.isfinite().all() else -1.0

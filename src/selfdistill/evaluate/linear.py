@@ -60,22 +60,29 @@ def linear_probe(
     The learning rate is the best of `rates` on `validation`, or on a tenth of the bank where there is none; the classifier is then
     trained on all of the bank. SGD with momentum 0.9, cosine, no weight decay (SimSiam App. A, DINO App. F.2), on features
     standardised by the bank's mean and std, as a BatchNorm without scale and shift would (MAE App. A.1).
-    Raises `Misuse` for a bank too small to hold a tenth out, where there is a choice.
+    Raises `Misuse` for a bank too small to hold a tenth out, where there is a choice, and for rates that are all too high.
     """
     mean, std = moments(bank)
     x, classes = standardised(bank, mean, std), int(labels.max()) + 1
     if len(rates) == 1:
-        return Probe(mean, std, train_linear(x, labels, classes, rates, epochs, batch_size, seed), rates[0])
+        return _converged(Probe(mean, std, train_linear(x, labels, classes, rates, epochs, batch_size, seed), rates[0]))
     if validation is None:
         held, rest = held_out(labels, "linear probe", seed)
         learnt, judged = (x[rest], labels[rest]), (x[held], labels[held])
     else:
         learnt, judged = (x, labels), (standardised(validation[0], mean, std), validation[1])
     tried = train_linear(*learnt, classes, rates, epochs, batch_size, seed)
-    best = int((predict(judged[0], tried) == judged[1]).float().mean(1).argmax())
+    right = (predict(judged[0], tried) == judged[1]).float().mean(1)  # [R]
+    best = int(right.where(tried[0].isfinite().all(0).all(1), -1.0).argmax())
     if validation is None:
-        return Probe(mean, std, train_linear(x, labels, classes, rates[best : best + 1], epochs, batch_size, seed), rates[best])
-    return Probe(mean, std, (tried[0][:, best : best + 1], tried[1][best : best + 1]), rates[best])
+        return _converged(Probe(mean, std, train_linear(x, labels, classes, rates[best : best + 1], epochs, batch_size, seed), rates[best]))
+    return _converged(Probe(mean, std, (tried[0][:, best : best + 1], tried[1][best : best + 1]), rates[best]))
+
+
+def _converged(probe: Probe) -> Probe:
+    if not all(layer.isfinite().all() for layer in probe.layers):
+        raise Misuse(f"linear probe: at a learning rate of {probe.rate:g} it diverged: name lower rates, as linear.rates=[0.1]")
+    return probe
 
 
 def held_out(labels: Tensor, who: str, seed: int = 0) -> tuple[Tensor, Tensor]:

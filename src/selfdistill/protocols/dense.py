@@ -48,6 +48,8 @@ class Dense(Protocol):
     seed: Seed = 0
 
     def measure(self, subject: Subject) -> Found:
+        if self.size is not None and self.data == "scenes":
+            raise Misuse(f"dense.size={self.size}: of a folder's images (dense.data=FOLDER); scenes are of twice the views' size")
         (bank, masks), (test, targets) = self._scenes(subject) if self.data == "scenes" else self._folder(subject)
         for name, of in (("learnt from", masks), ("held out", targets)):
             if len(of[of != IGNORED].unique()) < 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -62,7 +63,8 @@ def rgb_of(tokens: Tensor) -> Tensor:
     stretched between its 2nd and 98th percentile."""
     flat = tokens.flatten(0, 2).double()
     flat = flat - flat.mean(0)
-    three = flat @ torch.linalg.svd(flat, full_matrices=False)[2][:3].T
+    three = flat @ torch.linalg.svd(flat, full_matrices=False)[2][:3].T  # [B h w, 3], fewer of fewer than three patches
+    three = F.pad(three, (0, 3 - three.shape[1]))
     low, high = three.quantile(0.02, dim=0), three.quantile(0.98, dim=0)
     return ((three - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).unflatten(0, tokens.shape[:3]).float()
 

@@ -126,11 +126,16 @@ def worth(look: Look) -> Iterator[Block]:
         raise Misuse("nothing is logged yet")
     if s.get("knn_top1") is None:
         raise Misuse(f"data={run.recipe.data} has no labels that could tell")
-    baselines = ("knn_top1", "knn_random_init", "knn_raw_pixels")
-    yield Rows(
-        [("", "this run", "random init", "raw pixels"), ("kNN top-1", *(_number(s.get(name)) for name in baselines))],
-        "Frozen features of held-out images (k = 20 or the whole bank), beside what no training gives",
-    )
+    if run.ended:
+        baselines = (s.get(name) for name in ("knn_top1", "knn_random_init", "knn_raw_pixels"))
+        yield Rows(
+            [("", "this run", "random init", "raw pixels"), ("kNN top-1", *map(_number, baselines))],
+            "Frozen features of held-out images (k = 20 or the whole bank), beside what no training gives",
+        )
+    else:
+        row = (probes(run.metrics) or [first])[-1]
+        seen = [("", "before", f"at epoch {row['epoch']:g}"), ("kNN top-1", *(_number(of["knn_top1"]) for of in (first, row)))]
+        yield Rows(seen if row["step"] else [one[:2] for one in seen], "The run has not ended: probes, on a share of the images")
     if below := below_start(s):
         yield Words(below)
     of = {"kNN top-1": "knn", "ridge top-1": "ridge", "test error": "error"}

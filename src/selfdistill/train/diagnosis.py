@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from selfdistill.diagnose.describe import describe, ordered
 from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.diagnose.verdict import Verdict, before, judge, probes, since
 from selfdistill.disk import write_whole
-from selfdistill.errors import Misuse
+from selfdistill.errors import Failure, Misuse
 from selfdistill.evaluate.knn import knn_accuracy
 from selfdistill.evaluate.ridge import ridge_accuracy
 from selfdistill.recipe import Recipe
@@ -69,8 +70,7 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
     if (verdict := given_up(run)) is not None:
         bad = next((row for row in run.metrics if row["step"] and row.get("loss") is None), None)
         found = Diagnosis(verdict.state, str(verdict), {}, bad and {key: bad[key] for key in ("step", "epoch")})
-        write_whole(run.path / DIAGNOSIS, found.to_json())
-        return found
+        return _written(found, run)
     began = since(run.metrics)
     if began is None:
         raise Misuse(f"{run.path}: no probe in metrics.jsonl yet (probe_every={run.recipe.probe_every}). --resume continues the run")
@@ -86,7 +86,15 @@ def of_run(run: Run, augmentations: int = 32) -> Diagnosis:
         {key: began[key] for key in ("step", "epoch")},
         gap if len(gap) == len(ExpectationGap._fields) else {},  # of a run that diverged
     )
-    write_whole(run.path / DIAGNOSIS, found.to_json())
+    return _written(found, run)
+
+
+def _written(found: Diagnosis, run: Run) -> Diagnosis:
+    """Warns where a disk fails: what was found is found."""
+    try:
+        write_whole(run.path / DIAGNOSIS, found.to_json())
+    except Failure as e:
+        warnings.warn(str(e), stacklevel=2)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,8 @@ class Journal:
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.last |= row
         scalars = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")}
+        if not os.path.exists(self.lines.name):  # of a file that is removed an open one takes what is written
+            raise Failure(f"{self.lines.name}: is there no more, nor what the run had written: its folder was removed")
         try:
             self.lines.write(json.dumps(row) + "\n")
             self.lines.flush()

@@ -97,6 +97,8 @@ def pretrain(
     run = Run(out, encoder, source)
     changed, run.recipe = run.recipe != recipe, recipe  # a resume may have changed what it may, as workers
     start, passed_over = checkpoint.load(run.checkpoint, siamese, optimizer, len(source.train), fabric.device) if resume else (0, [])
+    if resume and start < total:
+        say(console, f"goes on at step {start} of {total}" if start else f"no checkpoint yet: begins anew, at step 0 of {total}")
     keeper = checkpoint.Keeper(run.checkpoint.parent, recipe.checkpoint, len(source.train), writes=fabric.is_global_zero)
 
     def bad(path: Path, reason: str) -> None:
