@@ -115,6 +115,10 @@ def test_a_run_that_was_killed_says_how_far_it_is(tmp_path, runs):
     (folder / "metrics.jsonl").write_text('{"step": 0, "epoch": 0.0, "knn_top1": 0.5}\n{"step": 1, "ep')
     text = sd.write_report(folder).read_text()
     assert "is at epoch 0 of 1" in text
+    worth = text_of(told(sections.worth, sd.load(folder)))  # the network at random is not the run's
+    assert "0.5000" in worth
+    assert '"before"' in worth
+    assert "this run" not in worth
     (folder / "metrics.jsonl").unlink()
     assert "nothing is logged yet" in text_of(told(sections.worth, sd.load(folder)))
     assert "no probe yet" in text
