@@ -55,8 +55,9 @@ def batch_of(recipe: Recipe) -> Views:
     crops = [torch.randn(2, b, 3, spec.size, spec.size, device=DEVICE)]
     if spec.locals:
         crops.append(torch.randn(spec.locals.count, b, 3, spec.locals.size, spec.locals.size, device=DEVICE))
-    ids = torch.arange(b, device=DEVICE)
-    return Views(tuple(crops), ids, masks(ids, spec, 2, seed=0, epoch=0))
+    ids = torch.arange(b)  # masks are drawn on the host
+    hidden = masks(ids, spec, 2, seed=0, epoch=0)
+    return Views(tuple(crops), ids.to(DEVICE), None if hidden is None else hidden.to(DEVICE))
 
 
 # ours ---------------------------------------------------------------------------------------------------------------
