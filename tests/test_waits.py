@@ -89,6 +89,11 @@ def seen_of_views(method: str, *changes: str) -> Waits:
 def test_views_wait_for_nothing(method):
     """Which rows an operation changes is drawn on the host; constants are sent once, which is their own test."""
     assert not seen_of_views(method).found
+    images, ids = torch.empty(B, 3, 40, 40, dtype=torch.uint8, device="meta"), torch.arange(B)
+    with Waits() as seen:
+        made = augment.views_of_pixels(images, ids, METHODS[method].views, 2, 0, ids)
+    assert not seen.found
+    assert {x.device.type for x in (*made.crops, made.ids)} == {"meta"}
     x = torch.empty(1)
     assert color.constant((0.1, 0.2), x) is color.constant((0.1, 0.2), x)
     assert color.constant((0.1, 0.2), x.double()).dtype == torch.float64
