@@ -24,8 +24,8 @@ OF = {"swav": {"terms.views.loss.queue_from": 5}, "mean-teacher": {"projector.ou
 
 
 class Waits(TorchDispatchMode):
-    """Counts the calls of another device than the host, and what waits for all that is queued there: a number or a shape that is asked for,
-    a copy from or to the host that need not be done."""
+    """Counts the calls of another device than the host, without mere views of a tensor, and what waits for all that is queued there: a
+    number or a shape that is asked for, a copy from or to the host that need not be done."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Waits(TorchDispatchMode):
         name = func.overloadpacket.__name__
         inputs = {x.device.type for x in args if isinstance(x, Tensor)}
         devices = inputs | {x.device.type for x in (out,) if isinstance(x, Tensor)}
-        self.calls += devices != {"cpu"}
+        self.calls += devices != {"cpu"} and not func.is_view and func.namespace != "prim"
         asked = name in ("_local_scalar_dense", "nonzero") and inputs != {"cpu"}
         waited = name in ("_to_copy", "copy_") and len(devices) > 1 and not (kwargs or {}).get("non_blocking")
         if asked or waited:
@@ -74,11 +74,11 @@ def test_a_step_waits_for_nothing(method):
     assert not seen.found
 
 
-def seen_of_views(method: str, *changes: str) -> Waits:
+def seen_of_views(method: str, *changes: str, images: int = B) -> Waits:
     """Of crops that workers have cut, on the meta device, which has shapes and no numbers either: what is drawn on the host has some."""
     spec = METHODS[method].edit(changes).views
-    index = torch.arange(B)
-    cut = [torch.empty(B, len(of), 3, of[0][1], of[0][1], dtype=torch.uint8, device="meta") for of in spec.of_each_size(2)]
+    index = torch.arange(images)
+    cut = [torch.empty(images, len(of), 3, of[0][1], of[0][1], dtype=torch.uint8, device="meta") for of in spec.of_each_size(2)]
     augment.views_of_crops(cut, index, spec, 2, 0, index)
     with Waits() as seen:
         augment.views_of_crops(cut, index, spec, 2, 0, index)
@@ -103,3 +103,8 @@ def test_more_local_crops_are_no_more_calls():
     """Of a device, but for what no crop of so few happens to need."""
     few, many = (seen_of_views("dino", f"views.locals.count={count}").calls for count in (8, 80))
     assert many == few
+
+
+if __name__ == "__main__":  # python -m tests.test_waits: the figures of docs/performance.md
+    for name in ("simsiam", "dino"):
+        print(f"{name}: {seen_of_views(name, images=64).calls} calls for the views of a step")
