@@ -12,8 +12,9 @@ from selfdistill.api import recipe_of, shown
 from selfdistill.data.images import Pixels, Source
 from selfdistill.methods import METHODS
 from selfdistill.protocols import protocols_of
-from selfdistill.recipe import Recipe, leaves
+from selfdistill.recipe import Recipe
 from selfdistill.settings import yaml_from, yaml_of
+from selfdistill.spec import leaves
 from selfdistill.train.resolve import with_preset
 from tests.conftest import NET, TINY, TINY_OF
 from tests.test_hostile import EFFORT

@@ -27,7 +27,7 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.diagnose.metrics import ExpectationGap
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
-from selfdistill.recipe import diff
+from selfdistill.spec import diff
 from selfdistill.train import trained
 from selfdistill.train.cautions import cautions
 from selfdistill.train.resolve import recipe_of, resolve

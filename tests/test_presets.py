@@ -11,8 +11,8 @@ from selfdistill.data.images import Pixels, Source
 from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.presets import FEW, PRESETS, preset_for
-from selfdistill.recipe import diff
 from selfdistill.siamese import Siamese
+from selfdistill.spec import diff
 from selfdistill.train.cautions import cautions
 from selfdistill.train.resolve import on_data, resolve, shown, with_preset
 from tests.conftest import TINY_OF

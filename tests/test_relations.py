@@ -19,7 +19,8 @@ from selfdistill.parts.loss import MSE, Cosine, CrossEntropy, Output, Term, pair
 from selfdistill.parts.schedule import Progress, Schedule
 from selfdistill.parts.target import Centre, Sinkhorn, Softmax, sinkhorn
 from selfdistill.parts.teacher import Copy
-from selfdistill.recipe import Recipe, diff
+from selfdistill.recipe import Recipe
+from selfdistill.spec import diff
 from tests.papers import swav
 from tests.papers.tiny import LOUD, SIX, STEPS_PER_EPOCH, build, draw, tiny, train, without_bn
 

@@ -26,8 +26,8 @@ from selfdistill.own import PYTHON, ingredient, use
 from selfdistill.parts.loss import LOSSES as losses
 from selfdistill.presets import PRESETS
 from selfdistill.protocols import PROTOCOLS, evaluate, is_protocol_setting, protocols_of
-from selfdistill.recipe import Recipe, diff, under
-from selfdistill.spec import Spec
+from selfdistill.recipe import Recipe
+from selfdistill.spec import Spec, diff, under
 from selfdistill.train import diagnosis, loop
 from selfdistill.train.cautions import cautions
 from selfdistill.train.diagnosis import Diagnosis

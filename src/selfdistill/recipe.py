@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -252,30 +252,6 @@ def check_format(found: Any, versions: Any = None) -> None:
     if found is not None and not (isinstance(found, int) and 0 < found <= FORMAT):
         by = f" by selfdistill {versions['selfdistill']}" if isinstance(versions, dict) and "selfdistill" in versions else ""
         raise Misuse(f"format={found}{by}: this version reads formats up to {FORMAT}: pip install --upgrade selfdistill")
-
-
-def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(path, value in a, value in b) for each leaf that differs; a leaf that one side lacks is None."""
-    left, right = dict(leaves(a)), dict(leaves(b))
-    return [(path, left.get(path), right.get(path)) for path in {**left, **right} if left.get(path) != right.get(path)]
-
-
-def under(key: str, path: str) -> bool:
-    """Whether the leaf at `path` is the field `key` or inside it."""
-    return path == key or path.startswith(f"{key}.")
-
-
-def leaves(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """(path, value) for each field that holds no others."""
-    return _leaves(recipe.model_dump(mode="json"))
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, tree
 
 
 def _edited(tree: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:

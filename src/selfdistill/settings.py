@@ -163,10 +163,9 @@ def _parsed(annotation: Any, node: Any, value: str, key: str) -> Any:
     if Schedule in specs and not isinstance(parsed, dict):
         return {**(node or {}), "base": parsed}
     if specs and not isinstance(parsed, dict):
-        kinds, none = [kind_of(cls) for cls in specs if kind_of(cls)], ["none"] * (type(None) in options)
-        if not kinds and none:
-            raise Misuse(f"{key}={value}: allowed: none, or its fields: {key}={{{', '.join(f'{f}: ...' for f in specs[0].model_fields)}}}")
-        fields = f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
-        ways = f"allowed: {', '.join([*kinds, *none])}" if kinds else fields
-        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, [*kinds, *none])}")
+        allowed = [kind_of(cls) for cls in specs if kind_of(cls)] + ["none"] * (type(None) in options)
+        ways = f"allowed: {', '.join(allowed)}" if allowed else f"set its fields: {', '.join(f'{key}.{f}' for f in specs[0].model_fields)}"
+        if allowed == ["none"]:
+            ways += f", or its fields: {key}={{{', '.join(f'{f}: ...' for f in specs[0].model_fields)}}}"
+        raise Misuse(f"{key}={value}: {ways}.{did_you_mean(value, allowed)}")
     return parsed

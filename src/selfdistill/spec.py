@@ -82,3 +82,27 @@ def _problem(error: Any, tree: Any, before: str) -> str:
     value = "" if isinstance(error["input"], dict) or not path else f"={given}"
     said = f"wants a list: {path}=[...]" if error["type"] in ("tuple_type", "list_type") else error["msg"]
     return f"{path}{value}: {said.removeprefix('Value error, ')}".removeprefix(": ")
+
+
+def diff(a: Spec, b: Spec) -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) for each leaf that differs; a leaf that one side lacks is None."""
+    left, right = dict(leaves(a)), dict(leaves(b))
+    return [(path, left.get(path), right.get(path)) for path in {**left, **right} if left.get(path) != right.get(path)]
+
+
+def under(key: str, path: str) -> bool:
+    """Whether the leaf at `path` is the field `key` or inside it."""
+    return path == key or path.startswith(f"{key}.")
+
+
+def leaves(spec: Spec) -> Iterator[tuple[str, Any]]:
+    """(path, value) for each field that holds no others."""
+    return _leaves(spec.model_dump(mode="json"))
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, tree

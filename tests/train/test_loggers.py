@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import selfdistill as sd
-from selfdistill.recipe import leaves
+from selfdistill.spec import leaves
 from selfdistill.train import checkpoint, loggers
 from tests.conftest import TINY
 

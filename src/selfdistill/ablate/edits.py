@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfdistill.errors import Misuse, did_you_mean
-from selfdistill.recipe import Recipe, diff, leaves, under
+from selfdistill.recipe import Recipe
+from selfdistill.spec import diff, leaves, under
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from selfdistill.errors import Misuse
 from selfdistill.methods import METHODS
 from selfdistill.parts.schedule import Progress
 from selfdistill.parts.seeded import drawn_from
-from selfdistill.recipe import Recipe, under
+from selfdistill.recipe import Recipe
 from selfdistill.siamese import Siamese
+from selfdistill.spec import under
 from selfdistill.train.loop import set_schedules
 from selfdistill.train.resolve import resolve
 from selfdistill.views.augment import views_of_pixels

@@ -67,16 +67,20 @@ def job(table: Table, scale: ScaleName, seeds: int, settings: Sequence[str], lab
         raise Misuse("seed=...: the lab runs seeds 0 to N - 1: --seeds N")
     made: dict[tuple[str, int], Cell] = {}
     for name in rows:
-        method, changes = table.asked(name, scale, settings)
-        asked = early(method, changes)
-        recipe = table.recipe(name, scale, settings, opened(asked.data, asked.on_bad_image))
+        recipe = table.recipe(name, scale, settings, source_of(*table.asked(name, scale, settings)))
         for seed in range(seeds):
             made[name, seed] = cell(recipe.edit([f"seed={seed}"]), lab, table.measures)
     return Job(table, scale, command, (*table.scales[scale].settings, *settings), rows, made)
 
 
+def source_of(base: Recipe, changes: Sequence[str]) -> Source:
+    """The data of a recipe with `changes`, opened once for all rows and tables."""
+    asked = early(base, changes)
+    return _opened(asked.data, asked.on_bad_image)
+
+
 @cache
-def opened(data: str, on_bad_image: Literal["skip", "error"]) -> Source:
+def _opened(data: str, on_bad_image: Literal["skip", "error"]) -> Source:
     return open_source(data, on_bad_image)
 
 

@@ -75,7 +75,7 @@ def evaluate(
 
 def _repeated(subjects: list[Subject]) -> bool:
     """Whether they are runs that differ in their seed alone, over which there is a mean and a spread."""
-    from selfdistill.recipe import diff
+    from selfdistill.spec import diff
 
     runs = len(subjects) > 1 and all(s.folder for s in subjects)
     return runs and all(path == "seed" for s in subjects for path, _, _ in diff(subjects[0].recipe, s.recipe))

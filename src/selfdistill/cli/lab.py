@@ -41,7 +41,7 @@ def ablate(
     from selfdistill import api
     from selfdistill.ablate import lab
     from selfdistill.ablate.edits import EDITS
-    from selfdistill.train.resolve import early, resolve
+    from selfdistill.train.resolve import resolve
 
     if list_:
         table = Table(Column("edit", no_wrap=True), Column("setting", overflow="fold"), "what it means", "who did it")
@@ -52,8 +52,7 @@ def ablate(
     if method is None or is_setting(method):
         raise Misuse(f"METHOD is missing: {', '.join(api.METHODS)}. For example: selfdistill ablate simsiam data=digits")
     base = api.recipe_of(method)
-    asked = early(base, settings or [])
-    recipe, source, _ = resolve(base, settings or [], lab.opened(asked.data, asked.on_bad_image))
+    recipe, source, _ = resolve(base, settings or [], lab.source_of(base, settings or []))
     names = lab.fitting(recipe) if edits is None else [name.strip() for name in edits.split(",")]
     named = Path(method).absolute()
     name = named.stem if named.is_file() else named.name

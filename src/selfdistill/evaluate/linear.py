@@ -64,25 +64,24 @@ def linear_probe(
     """
     mean, std = moments(bank)
     x, classes = standardised(bank, mean, std), int(labels.max()) + 1
-    if len(rates) == 1:
-        return _converged(Probe(mean, std, train_linear(x, labels, classes, rates, epochs, batch_size, seed), rates[0]))
-    if validation is None:
-        held, rest = held_out(labels, "linear probe", seed)
-        learnt, judged = (x[rest], labels[rest]), (x[held], labels[held])
+    rate, best, tried = rates[0], 0, None
+    if len(rates) > 1:
+        if validation is None:
+            held, rest = held_out(labels, "linear probe", seed)
+            learnt, judged = (x[rest], labels[rest]), (x[held], labels[held])
+        else:
+            learnt, judged = (x, labels), (standardised(validation[0], mean, std), validation[1])
+        tried = train_linear(*learnt, classes, rates, epochs, batch_size, seed)
+        right = (predict(judged[0], tried) == judged[1]).float().mean(1)  # [R]
+        best = int(right.where(tried[0].isfinite().all(0).all(1), -1.0).argmax())
+        rate = rates[best]
+    if tried is None or validation is None:  # else the chosen one has learnt from all of the bank
+        layers = train_linear(x, labels, classes, (rate,), epochs, batch_size, seed)
     else:
-        learnt, judged = (x, labels), (standardised(validation[0], mean, std), validation[1])
-    tried = train_linear(*learnt, classes, rates, epochs, batch_size, seed)
-    right = (predict(judged[0], tried) == judged[1]).float().mean(1)  # [R]
-    best = int(right.where(tried[0].isfinite().all(0).all(1), -1.0).argmax())
-    if validation is None:
-        return _converged(Probe(mean, std, train_linear(x, labels, classes, rates[best : best + 1], epochs, batch_size, seed), rates[best]))
-    return _converged(Probe(mean, std, (tried[0][:, best : best + 1], tried[1][best : best + 1]), rates[best]))
-
-
-def _converged(probe: Probe) -> Probe:
-    if not all(layer.isfinite().all() for layer in probe.layers):
-        raise Misuse(f"linear probe: at a learning rate of {probe.rate:g} it diverged: name lower rates, as linear.rates=[0.1]")
-    return probe
+        layers = tried[0][:, best : best + 1], tried[1][best : best + 1]
+    if not all(layer.isfinite().all() for layer in layers):
+        raise Misuse(f"linear probe: at a learning rate of {rate:g} it diverged: name lower rates, as linear.rates=[0.1]")
+    return Probe(mean, std, layers, rate)
 
 
 def held_out(labels: Tensor, who: str, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,11 @@ from selfdistill.disk import object_of
 from selfdistill.errors import Failure, Misuse
 from selfdistill.methods import METHODS
 from selfdistill.presets import PRESETS
-from selfdistill.recipe import Recipe, diff, leaves, under
+from selfdistill.recipe import Recipe
 from selfdistill.report import attention, draw, pictures
 from selfdistill.report.pictures import Asked, Look
 from selfdistill.report.scatter import Scatter, scatter_of
+from selfdistill.spec import diff, leaves, under
 from selfdistill.train.diagnosis import given_up
 from selfdistill.train.profile import Profiled
 from selfdistill.train.resolve import with_preset

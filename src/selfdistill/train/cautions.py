@@ -8,7 +8,8 @@ from selfdistill.parts.encoder import RESNETS, Encoder
 from selfdistill.parts.predictor import LeastSquares
 from selfdistill.parts.target import Sinkhorn
 from selfdistill.parts.teacher import Snapshot
-from selfdistill.recipe import Recipe, leaves
+from selfdistill.recipe import Recipe
+from selfdistill.spec import leaves
 
 
 def cautions(recipe: Recipe, images: int) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from selfdistill.disk import merge, object_of, rows_of, write_whole
 from selfdistill.errors import Failure, in_one_line, require
-from selfdistill.recipe import Recipe, leaves
+from selfdistill.recipe import Recipe
+from selfdistill.spec import leaves
 
 
 class Logger(ABC):

@@ -16,7 +16,8 @@ from selfdistill.methods import METHODS, method_of
 from selfdistill.own import use
 from selfdistill.parts.contrast import InfoNCE, Swapped
 from selfdistill.presets import PRESETS, preset_for
-from selfdistill.recipe import Recipe, diff, leaves, under, validated
+from selfdistill.recipe import Recipe, validated
+from selfdistill.spec import diff, leaves, under
 from selfdistill.train.loggers import check as check_loggers
 from selfdistill.train.machine import has_bf16
 from selfdistill.train.run import load

@@ -98,7 +98,7 @@ def _erased(u: Tensor, probability: float, H: int, W: int) -> Tensor:
 
 def _augment(images: Tensor, whole: bool, first: int, drawn: list[Drawn], spec: Crops, out: Tensor) -> None:
     """The views from `first` on that are made in one way, of [B, V, C, H, W] into `out` [N, B, C, S, S], by N draws. On a GPU all at once,
-    in a third of the calls for DINO's ten."""
+    in a fifth of the calls for DINO's ten."""
     (N, B), V = out.shape[:2], images.shape[1]
     if FUSED and out.device.type == "cpu":
         for n in range(N):
